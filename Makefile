@@ -1,0 +1,65 @@
+# make serve   install into .venv if needed and serve MODEL on http://127.0.0.1:PORT
+# make test    the whole suite         make lint   ruff and mypy
+# make bench   throughput and latency  make docs   write the generated pages
+# make clean   remove .venv and caches
+
+PYTHON ?= python3
+PORT ?= 8000
+MODEL ?= smollm2
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PROJECTS := pyproject.toml $(wildcard backends/*/pyproject.toml) ci/extras.py constraints.txt
+NATIVE := $(wildcard backends/xeon/CMakeLists.txt backends/xeon/csrc/*)
+OTHERS := $(filter-out backends/xeon/,$(dir $(wildcard backends/*/pyproject.toml)))
+
+.PHONY: serve test lint bench docs clean
+
+serve: .venv/.serve
+	@echo "When it is ready, try:"
+	@echo "  curl http://127.0.0.1:$(PORT)/v1/chat/completions -H 'Content-Type: application/json' \\"
+	@echo "    -d '{\"model\": \"default\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello!\"}]}'"
+	@exec .venv/bin/inferplane serve "$(MODEL)" --device xeon --port $(PORT)
+
+test: .venv/.test
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+
+lint: .venv/.test
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+bench: .venv/.serve
+	.venv/bin/inferplane bench "$(MODEL)" --device xeon
+
+docs: .venv/.serve
+	.venv/bin/python ci/docs.py
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Stamps: a second run installs nothing unless a project file or a C++ source is newer.
+.venv/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1 || echo missing):" \
+	    "inferplane needs Python 3.11 or newer; name one with make PYTHON=python3.12" >&2; exit 1; }
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv || { \
+	  rm -rf .venv; echo "error: $(PYTHON) cannot make .venv:" \
+	    "install its venv module (on Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@touch $@
+
+.venv/.torch: .venv/.python constraints.txt
+	@echo "installing torch into .venv (once)"
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	@touch $@
+
+.venv/.serve: .venv/.torch $(PROJECTS) $(NATIVE)
+	@echo "installing inferplane and its xeon backend into .venv"
+	$(PIP) -e . -e backends/xeon
+	@touch $@
+
+.venv/.test: .venv/.serve
+	@echo "installing the test tools and the other backends into .venv"
+	$(PIP) -e '.[test]' $(OTHERS:%=-e %)
+	@touch $@

@@ -1,0 +1,85 @@
+"""NVIDIA GPUs. Day one: the device only; every op runs by reference."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from inferplane.hw import BackendInfo, Device, DeviceInfo, TorchDevice, Unavailable, impl
+from inferplane.hw.probing import ROOT, installed_version, pci_devices, torch_build
+from inferplane_cuda.driver import DriverError, Gpu, gpus
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NVIDIA = 0x10DE
+DISPLAY = 0x03  # PCI base class of display controllers
+
+
+@impl
+def backend_info() -> BackendInfo:
+    version = installed_version("inferplane-cuda") or "checkout"
+    return BackendInfo(name="cuda", version=version, devices=("cuda",))
+
+
+@impl
+def probe() -> list[DeviceInfo] | Unavailable:
+    return find()
+
+
+def find(root: "Path" = ROOT) -> list[DeviceInfo] | Unavailable:
+    cards = [d for d in pci_devices(NVIDIA, root) if d.kind >> 8 == DISPLAY]
+    nodes = list((root / "dev").glob("nvidia[0-9]*"))
+    try:
+        found = gpus()
+    except DriverError as error:
+        if nodes:
+            return Unavailable(
+                "no_library",
+                f"{nodes[0].name} exists, but {error}",
+                "give the container the driver's utility libraries "
+                "(NVIDIA_DRIVER_CAPABILITIES=compute,utility), or reinstall the driver",
+            )
+        if cards:
+            return Unavailable(
+                "no_driver",
+                f"a GPU at PCI {cards[0].address}, but {error}",
+                "install the NVIDIA driver; in a container, pass the GPU through",
+            )
+        return Unavailable(
+            "no_hardware", f"no NVIDIA GPU: {error}", "nothing to do on a machine without one"
+        )
+    if not found:
+        return Unavailable(
+            "no_hardware",
+            "the driver shows no GPU to this process",
+            "check CUDA_VISIBLE_DEVICES and the container's GPU assignment",
+        )
+    wrong = _wrong_torch()
+    return wrong or [_device(ordinal, gpu) for ordinal, gpu in enumerate(found)]
+
+
+@impl
+def create_device(info: DeviceInfo, options: Mapping[str, Any]) -> Device:
+    return TorchDevice(info)
+
+
+def _wrong_torch() -> Unavailable | None:
+    build = torch_build()
+    if build.get("cuda"):
+        return None
+    installed = build.get("__version__")
+    return Unavailable(
+        "wrong_build" if installed else "no_library",
+        f"torch {installed} is built without CUDA" if installed else "torch is not installed",
+        "install a CUDA build of torch: the PyTorch website's install selector, platform CUDA",
+    )
+
+
+def _device(ordinal: int, gpu: Gpu) -> DeviceInfo:
+    return DeviceInfo(
+        backend="cuda",
+        ordinal=ordinal,
+        torch_device=f"cuda:{ordinal}",
+        name=gpu.name,
+        arch=gpu.arch,
+        memory_bytes=gpu.memory_bytes,
+    )

@@ -1,0 +1,121 @@
+// The C ABI of the kernels: each takes one pointer to a struct whose fields are all 8 bytes wide
+// (address, int64 or double), so that a call can be passed on, stored and replayed as an array of
+// words. Strides count elements. `f32` says that activations are float32; otherwise bfloat16.
+//
+// A kernel knows nothing of tensors, allocates no results and keeps no state between calls except
+// grow-only scratch memory. Arguments are checked by the Python wrapper.
+#pragma once
+#include <stdint.h>
+
+namespace ipx {
+
+struct AttentionArgs {
+  const void* q;                         // [T, Hq, D], tokens q_stride apart
+  const void* k;                         // pages of keys, see the three strides
+  const void* v;                         // pages of values, same strides
+  void* out;                             // [T, Hq, D] contiguous
+  const int32_t* page_table;             // [B, P], rows table_stride apart
+  const int32_t* seq_len;                // [B] tokens in the cache, those of this step included
+  const int32_t* q_start;                // [B + 1]
+  const float* sinks;                    // [Hq] or null
+  int64_t tokens, sequences;             // T and B, padded
+  int64_t q_stride, table_stride;
+  int64_t page_stride, token_stride, head_stride;
+  int64_t q_heads, kv_heads, head_dim, page_size;
+  int64_t window;                        // 0: none
+  double scale, softcap;                 // softcap 0: none
+  int64_t f32;
+};
+
+struct KvWriteArgs {
+  const void* k;                         // [T, Hkv, D], tokens k_stride apart
+  const void* v;
+  void* k_cache;
+  void* v_cache;
+  const int32_t* slot;                   // [T] page * page_size + offset
+  int64_t tokens, k_stride, v_stride;
+  int64_t page_stride, token_stride, head_stride;
+  int64_t kv_heads, head_dim, page_size, f32;
+};
+
+struct RopeArgs {                        // optional qk-norm, rotation, optional KV write
+  const void* q;                         // [T, Hq, D]
+  const void* k;                         // [T, Hkv, D]
+  const void* v;                         // [T, Hkv, D]; unused without caches
+  void* q_out;                           // [T, Hq, D], may be q
+  void* k_out;                           // [T, Hkv, D] or null: do not store it
+  void* k_cache;                         // null: no KV write
+  void* v_cache;
+  const float* cos_sin;                  // [Lmax, rotary_dim]: cosines, then sines
+  const int32_t* position;               // [T]
+  const int32_t* slot;                   // [T]
+  const void* q_norm;                    // [D] weights or null
+  const void* k_norm;
+  int64_t tokens, q_stride, k_stride, v_stride, q_out_stride, k_out_stride;
+  int64_t page_stride, token_stride, head_stride;
+  int64_t q_heads, kv_heads, head_dim, rotary_dim, page_size;
+  int64_t interleaved;                   // 1: gptj pairs (2i, 2i+1); 0: neox pairs (i, i + R/2)
+  double eps, weight_offset;
+  int64_t cast_before_weight, f32;
+};
+
+struct NormArgs {
+  const void* x;                         // [T, d], rows x_stride apart
+  const void* residual;                  // null, or [T, d] contiguous: added before the norm
+  const void* weight;                    // [d]
+  void* out;                             // [T, d] contiguous
+  void* residual_out;                    // [T, d] contiguous: x + residual; may be residual
+  int64_t tokens, width, x_stride;
+  double eps, weight_offset;             // weight_offset 1: Gemma
+  int64_t cast_before_weight;            // round the normalized value before the weight (Llama)
+  int64_t f32;
+};
+
+struct GluArgs {
+  const void* x;                         // [T, 2F]: gate, then up
+  void* out;                             // [T, F]
+  int64_t tokens, width, x_stride;       // width F
+  int64_t gelu;                          // 0 silu, 1 gelu with tanh
+  int64_t f32;
+};
+
+struct LinearArgs {
+  const void* x;                         // [M, K], rows x_stride apart
+  const void* packed;                    // from PackArgs
+  const void* bias;                      // [N] or null
+  void* out;                             // [M, N] contiguous
+  int64_t rows, inputs, outputs, x_stride;
+  int64_t out_f32;                       // write float32 whatever x is (logits)
+  double softcap;                        // 0: none
+  int64_t f32;
+};
+
+struct PackArgs {
+  const void* weight;                    // [N, K], rows weight_stride apart
+  void* packed;                          // packed_elements(N, K) values
+  int64_t outputs, inputs, weight_stride, f32;
+};
+
+constexpr int64_t LINEAR_BLOCK = 48;     // columns of a packed block: 3 AVX-512 registers
+
+using Kernel = int (*)(const void* args);  // 0, or an errno value (out of memory)
+
+struct KernelTable {
+  const char* isa;
+  Kernel attention, kv_write, rope, norm, glu, linear, pack;
+};
+
+const KernelTable* table_avx2();
+const KernelTable* table_avx512();
+const KernelTable* table_avx512_bf16();
+
+// threads.cpp: runs body(context, thread, threads) on the process's OpenMP team
+using Body = void (*)(void* context, int thread, int threads);
+void run_parallel(Body body, void* context, int64_t useful_threads);
+int thread_count();
+void set_thread_count(int n);
+// 64-byte aligned scratch of the calling thread, at least `bytes`; slots are independent. Null
+// when memory is exhausted. Contents survive until the next request for the slot.
+void* scratch(int slot, int64_t bytes);
+
+}  // namespace ipx

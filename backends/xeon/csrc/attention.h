@@ -1,0 +1,531 @@
+// Paged attention: prefill and decode of a mixed batch in one call.
+//
+// Computes  out[t, h] = sum_j softmax_j(cap(scale * q[t, h] . k[j, h / G])) v[j, h / G]  over the
+// cached tokens j of t's sequence with position(t) - window < j <= position(t); `sinks` adds
+// exp(sink[h]) to the denominator. q, out [T, Hq, D]; caches addressed by (page, token, head)
+// strides; G = Hq / Hkv.
+//
+// Moves    decode: 2 * S * Hkv * D elements per sequence (keys and values once), so the limit is
+//          DRAM. prefill: 4 * D operations per visible (query, key, head), limit: the FMA units.
+// Reaches  README.md, "Measured".
+//
+// Technique: FlashAttention-2 tiles (Dao 2023) with the fixed splits of FlashDecoding. Rows are
+// (query, head) pairs that share a KV head, up to ROWS in a work item. Keys and values are taken
+// in blocks of BLOCK tokens counted from position 0. Each block gives (m, l, acc) of its own, and
+// these are merged in the order of the blocks, whether one thread ran them one after the other or
+// several ran them apart. Per row, the operations and their order depend on nothing but the row's
+// own position and keys (masked lanes add exact zeros), so the bits do not depend on the batch, on
+// how a prefill is cut, or on the number of threads.
+//
+// Within a block, keys are transposed in registers to [D, tokens] and values laid out [tokens, D],
+// as 32-bit lanes: a float, or a bf16 pair where vdpbf16ps exists. Both products are then one
+// micro-kernel, C[row, lane] += broadcast(A[row, i]) * B[i, lane], whose inner dimension runs in
+// order. Tokens outside the visible range are never read: their lanes are zero.
+#pragma once
+#include "abi.h"
+#include "simd.h"
+
+namespace ipx {
+namespace IPX_ISA {
+
+constexpr int BLOCK = 256;  // tokens of a partial result
+constexpr int SUB = 64;     // tokens packed at a time: fits the first-level cache with the rows
+constexpr int ROWS = 64;    // rows of a work item
+constexpr float NONE = -__builtin_inff();
+
+// ---- C[MR rows][NR vectors] (+)= A[MR][depth] * B[depth][NR], 32-bit lanes ----
+
+template <bool PAIRS>
+IPX_INLINE Vec multiply_add(Vec c, Raw a, Raw b) {
+  return PAIRS ? dot_pairs(c, a, b) : fma(as_vec(a), as_vec(b), c);
+}
+
+template <bool PAIRS, int MR, int NR>
+static void tile(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t ldb, int64_t depth,
+                 float* c, int64_t ldc, bool accumulate) {
+  Vec acc[MR][NR];
+  IPX_UNROLL for (int m = 0; m < MR; m++) {
+    IPX_UNROLL for (int n = 0; n < NR; n++) {
+      acc[m][n] = accumulate ? load(c + m * ldc + n * W) : zero();
+    }
+  }
+  for (int64_t i = 0; i < depth; i++) {
+    Raw lanes[NR];
+    IPX_UNROLL for (int n = 0; n < NR; n++) lanes[n] = raw_load(b + i * ldb + n * W);
+    IPX_UNROLL for (int m = 0; m < MR; m++) {
+      Raw x = raw_set1(a[m * lda + i]);
+      IPX_UNROLL for (int n = 0; n < NR; n++) {
+        acc[m][n] = multiply_add<PAIRS>(acc[m][n], x, lanes[n]);
+      }
+    }
+  }
+  IPX_UNROLL for (int m = 0; m < MR; m++) {
+    IPX_UNROLL for (int n = 0; n < NR; n++) store(c + m * ldc + n * W, acc[m][n]);
+  }
+}
+
+constexpr int TILE_ROWS = W == 16 ? 6 : 4;
+constexpr int TILE_VECS = W == 16 ? 4 : 2;
+
+template <bool PAIRS, int NR>
+static void tile_rows(int64_t rows, const uint32_t* a, int64_t lda, const uint32_t* b, int64_t ldb,
+                      int64_t depth, float* c, int64_t ldc, bool accumulate) {
+  for (int64_t r = 0; r < rows; r += TILE_ROWS) {
+    const uint32_t* x = a + r * lda;
+    float* y = c + r * ldc;
+    switch (min64(rows - r, TILE_ROWS)) {
+      case 1: tile<PAIRS, 1, NR>(x, lda, b, ldb, depth, y, ldc, accumulate); break;
+      case 2: tile<PAIRS, 2, NR>(x, lda, b, ldb, depth, y, ldc, accumulate); break;
+      case 3: tile<PAIRS, 3, NR>(x, lda, b, ldb, depth, y, ldc, accumulate); break;
+#if defined(__AVX512F__)
+      case 4: tile<PAIRS, 4, NR>(x, lda, b, ldb, depth, y, ldc, accumulate); break;
+      case 5: tile<PAIRS, 5, NR>(x, lda, b, ldb, depth, y, ldc, accumulate); break;
+#endif
+      default: tile<PAIRS, TILE_ROWS, NR>(x, lda, b, ldb, depth, y, ldc, accumulate);
+    }
+  }
+}
+
+template <bool PAIRS>
+static void product(int64_t rows, int64_t vecs, const uint32_t* a, int64_t lda, const uint32_t* b,
+                    int64_t ldb, int64_t depth, float* c, int64_t ldc, bool accumulate) {
+  for (int64_t n = 0; n < vecs; n += TILE_VECS) {
+    const uint32_t* lanes = b + n * W;
+    float* y = c + n * W;
+    switch (min64(vecs - n, TILE_VECS)) {
+      case 1: tile_rows<PAIRS, 1>(rows, a, lda, lanes, ldb, depth, y, ldc, accumulate); break;
+#if defined(__AVX512F__)
+      case 2: tile_rows<PAIRS, 2>(rows, a, lda, lanes, ldb, depth, y, ldc, accumulate); break;
+      case 3: tile_rows<PAIRS, 3>(rows, a, lda, lanes, ldb, depth, y, ldc, accumulate); break;
+#endif
+      default: tile_rows<PAIRS, TILE_VECS>(rows, a, lda, lanes, ldb, depth, y, ldc, accumulate);
+    }
+  }
+}
+
+// ---- packing of SUB tokens ----
+
+// W 32-bit lanes of a row from lane c on; `lanes` is how many the row has
+template <bool PAIRS>
+IPX_INLINE Raw row_lanes(const bf16* row, int64_t c, int64_t lanes) {
+  if (PAIRS) return raw_load_n(row + 2 * c, lanes - c);
+  return as_raw(load_n(row + c, lanes - c));
+}
+template <bool PAIRS>
+IPX_INLINE Raw row_lanes(const float* row, int64_t c, int64_t lanes) {
+  return as_raw(load_n(row + c, lanes - c));
+}
+
+// out[lane][SUB] = keys of tokens [0, count), those outside [first, last) zero
+template <typename T, bool PAIRS>
+static void pack_keys(const T* keys, const int64_t* offset, int64_t first, int64_t last,
+                      int64_t count, int64_t lanes, const T* next, const int64_t* next_offset,
+                      int64_t next_count, int64_t row_bytes, uint32_t* out) {
+  for (int64_t t = 0; t < count; t += W) {
+    for (int64_t i = t; i < min64(t + W, next_count); i++) {
+      const char* row = reinterpret_cast<const char*>(next + next_offset[i]);
+      for (int64_t at = 0; at < row_bytes; at += 64) prefetch(row + at);
+    }
+    for (int64_t c = 0; c < lanes; c += W) {
+      Raw r[W];
+      IPX_UNROLL for (int i = 0; i < W; i++) {
+        bool live = t + i >= first && t + i < last;
+        r[i] = live ? row_lanes<PAIRS>(keys + offset[t + i], c, lanes) : raw_zero();
+      }
+      transpose(r);
+      int64_t n = min64(lanes - c, W);
+      if (n == W) {
+        IPX_UNROLL for (int i = 0; i < W; i++) raw_store(out + (c + i) * SUB + t, r[i]);
+      } else {
+        for (int64_t i = 0; i < n; i++) raw_store(out + (c + i) * SUB + t, r[i]);
+      }
+    }
+  }
+}
+
+// out[i][width]: values of tokens [first, last) as floats, or as pairs (2i, 2i + 1); `width` is
+// head_dim rounded up to whole vectors
+template <typename T>
+static void pack_values(const T* values, const int64_t* offset, int64_t first, int64_t last,
+                        int64_t count, int64_t head_dim, int64_t width, uint32_t* out) {
+  for (int64_t t = 0; t < count; t++) {
+    bool live = t >= first && t < last;
+    for (int64_t c = 0; c < width; c += W) {
+      Vec x = live ? load_n(values + offset[t] + c, head_dim - c) : zero();
+      store(reinterpret_cast<float*>(out) + t * width + c, x);
+    }
+  }
+}
+
+static inline void pack_value_pairs(const bf16* values, const int64_t* offset, int64_t first,
+                             int64_t last, int64_t count, int64_t head_dim, int64_t width,
+                             uint32_t* out) {
+  alignas(64) static const bf16 nothing[256] = {};
+  bf16 padded[2][W];
+  for (int64_t t = 0; t < count; t += 2) {
+    const bf16* a = t >= first && t < last ? values + offset[t] : nothing;
+    const bf16* b = t + 1 >= first && t + 1 < last ? values + offset[t + 1] : nothing;
+    uint32_t* row = out + t / 2 * width;
+    int64_t whole = head_dim / W * W;
+    for (int64_t c = 0; c < whole; c += W) raw_store(row + c, interleave(a + c, b + c));
+    if (whole < width) {
+      memset(padded, 0, sizeof padded);
+      memcpy(padded[0], a + whole, (head_dim - whole) * sizeof(bf16));
+      memcpy(padded[1], b + whole, (head_dim - whole) * sizeof(bf16));
+      raw_store(row + whole, interleave(padded[0], padded[1]));
+    }
+  }
+}
+
+// ---- one work item ----
+
+struct Item {
+  int32_t sequence, head;     // KV head
+  int32_t row, rows;          // rows are query * G + head in group, counted in the sequence
+  int32_t block, blocks;      // KV blocks [block, blocks)
+  int64_t partial;            // where (m, l, acc) of a split item goes; -1: not split
+};
+
+struct Shared {
+  const AttentionArgs* args;
+  const Item* items;
+  int64_t count;
+  float* partials;
+  int64_t next;               // atomic
+  int failed;
+};
+
+IPX_INLINE int64_t partial_floats(int64_t rows, int64_t width) { return rows * (width + 2); }
+
+// m, l: running maximum (base-2 logarithms) and denominator; acc: running sum, [width] floats
+IPX_INLINE void merge_row(float& m, float& l, float* acc, float block_m, float block_l,
+                          const float* block_acc, int64_t width) {
+  float top = m > block_m ? m : block_m;
+  if (top == NONE) return;
+  float old_scale = exp2_scalar(m - top), new_scale = exp2_scalar(block_m - top);
+  m = top;
+  l = __builtin_fmaf(l, old_scale, block_l * new_scale);
+  Vec a = set1(old_scale), b = set1(new_scale);
+  for (int64_t c = 0; c < width; c += W) {
+    store(acc + c, fma(load(acc + c), a, mul(load(block_acc + c), b)));
+  }
+}
+
+template <typename T>
+IPX_INLINE void write_row(const AttentionArgs& p, int64_t token, int64_t head, float m, float l,
+                          const float* acc) {
+  if (p.sinks && m != NONE) l += exp2_scalar(p.sinks[head] * LOG2E - m);  // at most 2^127
+  Vec inverse = set1(l == 0.0f ? 0.0f : 1.0f / l);  // a NaN stays one
+  T* out = static_cast<T*>(const_cast<void*>(p.out)) + (token * p.q_heads + head) * p.head_dim;
+  for (int64_t c = 0; c < p.head_dim; c += W) {
+    store_n(out + c, mul(load(acc + c), inverse), p.head_dim - c);
+  }
+}
+
+// Scratch of one thread, carved out of one allocation
+struct Workspace {
+  uint32_t* q;        // [ROWS][lanes]
+  uint32_t* keys;     // [lanes][SUB]
+  uint32_t* values;   // [SUB][width]
+  float* scores;      // [ROWS][BLOCK]; then, in place, the probabilities
+  float* block_acc;   // [ROWS][width]
+  float* acc;         // [ROWS][width]
+  int64_t* offset;    // [2][BLOCK]
+  float *m, *l, *block_m, *block_l;
+
+  static int64_t bytes(int64_t lanes, int64_t width) {
+    return 4 * (ROWS * lanes + lanes * SUB + SUB * width + ROWS * BLOCK + 2 * ROWS * width +
+                4 * ROWS) + 16 * BLOCK;
+  }
+  Workspace(char* at, int64_t lanes, int64_t width) {
+    auto take = [&at](int64_t n) { char* p = at; at += n; return p; };
+    offset = reinterpret_cast<int64_t*>(take(16 * BLOCK));
+    q = reinterpret_cast<uint32_t*>(take(4 * ROWS * lanes));
+    keys = reinterpret_cast<uint32_t*>(take(4 * lanes * SUB));
+    values = reinterpret_cast<uint32_t*>(take(4 * SUB * width));
+    scores = reinterpret_cast<float*>(take(4 * ROWS * BLOCK));
+    block_acc = reinterpret_cast<float*>(take(4 * ROWS * width));
+    acc = reinterpret_cast<float*>(take(4 * ROWS * width));
+    m = reinterpret_cast<float*>(take(4 * ROWS));
+    l = reinterpret_cast<float*>(take(4 * ROWS));
+    block_m = reinterpret_cast<float*>(take(4 * ROWS));
+    block_l = reinterpret_cast<float*>(take(4 * ROWS));
+  }
+};
+
+template <typename T, bool PAIRS>
+struct Worker {
+  const AttentionArgs& p;
+  const Shared& shared;
+  Workspace w;
+  int64_t group, lanes, width;
+
+  Worker(const Shared& s, char* memory, int64_t lanes_, int64_t width_)
+      : p(*s.args), shared(s), w(memory, lanes_, width_), group(p.q_heads / p.kv_heads),
+        lanes(lanes_), width(width_) {}
+
+  int64_t first_position(const Item& item) const {
+    int64_t q_len = p.q_start[item.sequence + 1] - p.q_start[item.sequence];
+    return p.seq_len[item.sequence] - q_len;
+  }
+
+  void load_queries(const Item& item) {
+    const T* q = static_cast<const T*>(p.q);
+    for (int64_t r = 0; r < item.rows; r++) {
+      int64_t row = item.row + r;
+      const T* from = q + (p.q_start[item.sequence] + row / group) * p.q_stride +
+                      (item.head * group + row % group) * p.head_dim;
+      if (PAIRS || sizeof(T) == 4) {
+        memcpy(w.q + r * lanes, from, lanes * 4);
+      } else {
+        for (int64_t c = 0; c < lanes; c += W) {
+          store_n(reinterpret_cast<float*>(w.q + r * lanes + c), load_n(from + c, lanes - c),
+                  lanes - c);
+        }
+      }
+    }
+  }
+
+  // element offsets of the tokens [first, last) of a block
+  void find_tokens(const Item& item, int64_t block, int64_t first, int64_t last, int64_t* offset) {
+    const int32_t* pages = p.page_table + item.sequence * p.table_stride;
+    int64_t at = block * BLOCK + first, page = at / p.page_size, in_page = at % p.page_size;
+    int64_t head = item.head * p.head_stride;
+    while (first < last) {
+      int64_t run = min64(last - first, p.page_size - in_page);
+      int64_t base = pages[page] * p.page_stride + in_page * p.token_stride + head;
+      for (int64_t i = 0; i < run; i++) offset[first + i] = base + i * p.token_stride;
+      first += run;
+      page++;
+      in_page = 0;
+    }
+  }
+
+  // scores -> probabilities of one row in place; visible tokens are [low, high) of the block,
+  // computed ones [first, last), a multiple of SUB each way except at the end of the block
+  void soften(int64_t r, int64_t low, int64_t high, int64_t first, int64_t last) {
+    float* s = w.scores + r * BLOCK;
+    const Vec none = set1(NONE);
+    Vec scale = set1(static_cast<float>(p.scale * LOG2E)), top = none;
+    Vec to_cap = set1(p.softcap ? static_cast<float>(p.scale / p.softcap) : 0.0f);
+    Vec cap = set1(static_cast<float>(p.softcap * LOG2E));
+    for (int64_t t = first; t < last; t += W) {
+      Vec x = load(s + t);
+      x = p.softcap ? mul(cap, tanh_vec(mul(x, to_cap))) : mul(x, scale);
+      if (t < low || t + W > high) x = keep_range(x, low - t, high - t, none);
+      top = maximum(x, top);
+      store(s + t, x);
+    }
+    float m = largest(top);
+    Vec shift = set1(m == NONE ? 0.0f : m), total = zero();
+    bf16* pairs = reinterpret_cast<bf16*>(s);
+    for (int64_t t = first; t < last; t += W) {
+      Vec e = exp2_vec(sub(load(s + t), shift));
+      total = add(total, e);
+      if (PAIRS) store(pairs + t, e); else store(s + t, e);
+    }
+    w.block_m[r] = m;
+    w.block_l[r] = sum(total);
+  }
+
+  void run_block(const Item& item, int64_t block, int64_t low, int64_t high,
+                 const int64_t* offset, const int64_t* next_offset, int64_t next_count) {
+    // this item sees tokens [low, high) of the block
+    const T* keys = static_cast<const T*>(p.k);
+    const T* values = static_cast<const T*>(p.v);
+    int64_t row_bytes = p.head_dim * static_cast<int64_t>(sizeof(T));
+    int64_t first = low / SUB * SUB;
+    for (int64_t s = first; s < high; s += SUB) {
+      // lines to fetch while this part is packed: the next keys, or the first values
+      int64_t n = min64(high - s, SUB), begin = max64(low, first);
+      const T* next = s + SUB < high ? keys : values;
+      const int64_t* where = s + SUB < high ? offset + s + SUB : offset + begin;
+      int64_t fetch = s + SUB < high ? min64(high - s - SUB, SUB) : min64(high - begin, SUB);
+      pack_keys<T, PAIRS>(keys, offset + s, low - s, high - s, n, lanes, next, where, fetch,
+                          row_bytes, w.keys);
+      product<PAIRS>(item.rows, ceil_div(n, W), w.q, lanes, w.keys, SUB, lanes, w.scores + s,
+                     BLOCK, false);
+    }
+    int64_t last = round_up(high, W), start = first_position(item);
+    for (int64_t r = 0; r < item.rows; r++) {
+      int64_t position = start + (item.row + r) / group - block * BLOCK;
+      int64_t lowest = p.window ? position - p.window + 1 : 0;
+      soften(r, max64(lowest, low), min64(position + 1, high), first, last);
+    }
+    for (int64_t s = first; s < high; s += SUB) {
+      int64_t n = min64(high - s, SUB);
+      bool more = s + SUB < high;
+      const T* next = more ? values : keys;
+      const int64_t* where = more ? offset + s + SUB : next_offset;
+      int64_t fetch = more ? min64(high - s - SUB, SUB) : min64(next_count, SUB);
+      for (int64_t i = 0; i < fetch; i++) {
+        const char* row = reinterpret_cast<const char*>(next + where[i]);
+        for (int64_t at = 0; at < row_bytes; at += 64) prefetch(row + at);
+      }
+      const uint32_t* weights = reinterpret_cast<const uint32_t*>(w.scores);
+      if constexpr (PAIRS) {
+        pack_value_pairs(values, offset + s, low - s, high - s, n, p.head_dim, width, w.values);
+        product<PAIRS>(item.rows, width / W, weights + s / 2, BLOCK, w.values, width,
+                       ceil_div(n, 2), w.block_acc, width, s != first);
+      } else {
+        pack_values(values, offset + s, low - s, high - s, n, p.head_dim, width, w.values);
+        product<PAIRS>(item.rows, width / W, weights + s, BLOCK, w.values, width, n, w.block_acc,
+                       width, s != first);
+      }
+    }
+  }
+
+  void run(const Item& item) {
+    load_queries(item);
+    for (int64_t r = 0; r < item.rows; r++) {
+      w.m[r] = NONE;
+      w.l[r] = 0.0f;
+    }
+    memset(w.acc, 0, item.rows * width * 4);
+    int64_t start = first_position(item);
+    int64_t end = start + (item.row + item.rows - 1) / group + 1;
+    int64_t begin = p.window ? max64(0, start + item.row / group - p.window + 1) : 0;
+    for (int64_t block = item.block; block < item.blocks; block++) {
+      int64_t low = max64(0, begin - block * BLOCK), high = min64(BLOCK, end - block * BLOCK);
+      int64_t* offset = w.offset + block % 2 * BLOCK;
+      int64_t* next = w.offset + (block + 1) % 2 * BLOCK;
+      if (block == item.block) find_tokens(item, block, low, high, offset);
+      int64_t next_count = block + 1 < item.blocks ? min64(BLOCK, end - (block + 1) * BLOCK) : 0;
+      if (next_count > 0) find_tokens(item, block + 1, 0, next_count, next);
+      run_block(item, block, low, high, offset, next, next_count);
+      if (item.partial >= 0) return keep_partial(item);
+      for (int64_t r = 0; r < item.rows; r++) {
+        merge_row(w.m[r], w.l[r], w.acc + r * width, w.block_m[r], w.block_l[r],
+                  w.block_acc + r * width, width);
+      }
+    }
+    write(item, w.m, w.l, w.acc);
+  }
+
+  void keep_partial(const Item& item) {
+    float* to = shared.partials + item.partial;
+    memcpy(to, w.block_m, item.rows * 4);
+    memcpy(to + item.rows, w.block_l, item.rows * 4);
+    memcpy(to + 2 * item.rows, w.block_acc, item.rows * width * 4);
+  }
+
+  void write(const Item& item, const float* m, const float* l, const float* acc) {
+    int64_t token = p.q_start[item.sequence];
+    for (int64_t r = 0; r < item.rows; r++) {
+      int64_t row = item.row + r;
+      write_row<T>(p, token + row / group, item.head * group + row % group, m[r], l[r],
+                   acc + r * width);
+    }
+  }
+};
+
+template <typename T, bool PAIRS>
+static void attention_body(void* context, int, int) {
+  auto& shared = *static_cast<Shared*>(context);
+  const AttentionArgs& p = *shared.args;
+  int64_t lanes = PAIRS ? p.head_dim / 2 : p.head_dim, width = round_up(p.head_dim, W);
+  char* memory = static_cast<char*>(scratch(0, Workspace::bytes(lanes, width)));
+  if (!memory) {
+    __atomic_store_n(&shared.failed, 1, __ATOMIC_RELAXED);
+    return;
+  }
+  Worker<T, PAIRS> worker(shared, memory, lanes, width);
+  for (;;) {
+    int64_t i = __atomic_fetch_add(&shared.next, 1, __ATOMIC_RELAXED);
+    if (i >= shared.count) return;
+    worker.run(shared.items[i]);
+  }
+}
+
+// Lists the work items; counts only, if `items` is null. A split item has one block.
+static int64_t list_items(const AttentionArgs& p, bool split, Item* items, int64_t* floats) {
+  int64_t group = p.q_heads / p.kv_heads, width = round_up(p.head_dim, W), n = 0, used = 0;
+  for (int64_t b = 0; b < p.sequences; b++) {
+    int64_t q_len = p.q_start[b + 1] - p.q_start[b], rows = q_len * group;
+    if (p.seq_len[b] < q_len) continue;  // padding; its output is zeroed
+    for (int64_t row = (rows - 1) / ROWS * ROWS; row >= 0 && rows; row -= ROWS) {
+      int64_t count = min64(ROWS, rows - row), start = p.seq_len[b] - q_len;
+      int64_t last = (start + (row + count - 1) / group) / BLOCK + 1;
+      int64_t first = p.window ? max64(0, start + row / group - p.window + 1) / BLOCK : 0;
+      bool cut = split && last - first > 1;
+      for (int64_t h = 0; h < p.kv_heads; h++) {
+        for (int64_t k = first; k < (cut ? last : first + 1); k++, n++) {
+          if (items) {
+            items[n] = Item{(int32_t)b, (int32_t)h, (int32_t)row, (int32_t)count, (int32_t)k,
+                            (int32_t)(cut ? k + 1 : last), cut ? used : -1};
+          }
+          if (cut) used += partial_floats(count, width);
+        }
+      }
+    }
+  }
+  *floats = used;
+  return n;
+}
+
+// Merges the partial results of split items, which lie side by side in block order.
+template <typename T>
+static void merge_items(const Shared& shared, int64_t width, float* acc) {
+  const AttentionArgs& p = *shared.args;
+  int64_t group = p.q_heads / p.kv_heads;
+  for (int64_t i = 0; i < shared.count;) {
+    const Item& item = shared.items[i];
+    if (item.partial < 0) {
+      i++;
+      continue;
+    }
+    int64_t end = i + 1;
+    while (end < shared.count && shared.items[end].partial >= 0 &&
+           shared.items[end].block == shared.items[end - 1].block + 1) end++;
+    for (int64_t r = 0; r < item.rows; r++) {
+      float m = NONE, l = 0.0f;
+      memset(acc, 0, width * 4);
+      for (int64_t k = i; k < end; k++) {
+        const float* from = shared.partials + shared.items[k].partial;
+        merge_row(m, l, acc, from[r], from[item.rows + r], from + 2 * item.rows + r * width,
+                  width);
+      }
+      int64_t row = item.row + r;
+      write_row<T>(p, p.q_start[item.sequence] + row / group, item.head * group + row % group, m,
+                   l, acc);
+    }
+    i = end;
+  }
+}
+
+template <typename T, bool PAIRS>
+static int run_attention(const AttentionArgs& p) {
+  int64_t width = round_up(p.head_dim, W), floats = 0;
+  int64_t row_bytes = p.q_heads * p.head_dim * static_cast<int64_t>(sizeof(T));
+  char* out = static_cast<char*>(p.out);
+  for (int64_t b = 0; b < p.sequences; b++) {
+    int64_t q_len = p.q_start[b + 1] - p.q_start[b];
+    if (p.seq_len[b] < q_len) memset(out + p.q_start[b] * row_bytes, 0, q_len * row_bytes);
+  }
+  int64_t live = p.sequences ? p.q_start[p.sequences] : 0;
+  memset(out + live * row_bytes, 0, (p.tokens - live) * row_bytes);
+
+  // split over blocks when there is too little else to keep the threads evenly busy
+  int64_t threads = thread_count(), count = list_items(p, false, nullptr, &floats);
+  bool split = threads > 1 && count < 8 * threads;
+  if (split) count = list_items(p, true, nullptr, &floats);
+  int64_t item_bytes = round_up(count * static_cast<int64_t>(sizeof(Item)), 64);
+  char* memory = static_cast<char*>(scratch(1, item_bytes + 4 * (floats + width)));
+  if (!memory) return 12;  // ENOMEM
+  Item* items = reinterpret_cast<Item*>(memory);
+  float* merged = reinterpret_cast<float*>(memory + item_bytes);
+  list_items(p, split, items, &floats);
+  Shared shared{&p, items, count, merged + width, 0, 0};
+  run_parallel(attention_body<T, PAIRS>, &shared, count);
+  if (shared.failed) return 12;
+  if (floats) merge_items<T>(shared, width, merged);
+  return 0;
+}
+
+static int attention(const void* args) {
+  const auto& p = *static_cast<const AttentionArgs*>(args);
+  return p.f32 ? run_attention<float, false>(p) : run_attention<bf16, DOT_PAIRS>(p);
+}
+
+}  // namespace IPX_ISA
+}  // namespace ipx

@@ -1,0 +1,167 @@
+// Python's way into the kernels: one function per kernel, taking the fields of its argument struct
+// in order as plain integers (addresses, counts) and floats. METH_FASTCALL of the limited API: a
+// call costs about 20 ns per ten arguments, a tenth of what ctypes needs, and one binary serves
+// every Python from 3.11 and every torch.
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "abi.h"
+
+namespace {
+
+using namespace ipx;
+
+const KernelTable* active = nullptr;
+
+bool supported(const char* isa) {
+  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (!strcmp(isa, "avx2")) return avx2;
+  if (!strcmp(isa, "avx512")) return avx512;
+  return avx512 && __builtin_cpu_supports("avx512bf16");
+}
+
+const KernelTable* tables[3];  // best first
+
+// ---- calling: q = integer or address, d = double ----
+
+struct Signature {
+  const char* name;
+  const char* format;
+  Kernel KernelTable::*kernel;
+  bool release_gil;  // for calls long enough to let other threads run
+};
+
+const Signature SIGNATURES[] = {
+    {"attention", "qqqqqqqq" "qq" "qq" "qqq" "qqqq" "q" "dd" "q", &KernelTable::attention, true},
+    {"kv_write", "qqqqq" "qqq" "qqq" "qqqq", &KernelTable::kv_write, false},
+    {"rope", "qqqqqqqqqqqq" "qqqqqq" "qqq" "qqqqq" "q" "dd" "qq", &KernelTable::rope, false},
+    {"norm", "qqqqq" "qqq" "dd" "qq", &KernelTable::norm, false},
+    {"glu", "qq" "qqq" "qq", &KernelTable::glu, false},
+    {"linear", "qqqq" "qqqq" "q" "d" "q", &KernelTable::linear, true},
+    {"pack", "qq" "qqqq", &KernelTable::pack, true},
+};
+constexpr int KERNELS = sizeof(SIGNATURES) / sizeof(SIGNATURES[0]);
+constexpr int MOST_WORDS = 40;
+
+static_assert(sizeof(AttentionArgs) == 8 * 23, "format of attention");
+static_assert(sizeof(KvWriteArgs) == 8 * 15, "format of kv_write");
+static_assert(sizeof(RopeArgs) == 8 * 31, "format of rope");
+static_assert(sizeof(NormArgs) == 8 * 12, "format of norm");
+static_assert(sizeof(GluArgs) == 8 * 7, "format of glu");
+static_assert(sizeof(LinearArgs) == 8 * 11, "format of linear");
+static_assert(sizeof(PackArgs) == 8 * 6, "format of pack");
+
+template <int INDEX>
+PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  const Signature& s = SIGNATURES[INDEX];
+  int64_t words[MOST_WORDS];
+  if (count != static_cast<Py_ssize_t>(strlen(s.format))) {
+    return PyErr_Format(PyExc_TypeError, "%s takes %d arguments, got %zd", s.name,
+                        static_cast<int>(strlen(s.format)), count);
+  }
+  for (Py_ssize_t i = 0; i < count; i++) {
+    if (s.format[i] == 'd') {
+      double x = PyFloat_AsDouble(args[i]);
+      memcpy(words + i, &x, 8);
+      if (x == -1.0 && PyErr_Occurred()) return nullptr;
+    } else {
+      words[i] = PyLong_AsLongLong(args[i]);
+      if (words[i] == -1 && PyErr_Occurred()) return nullptr;
+    }
+  }
+  Kernel kernel = active->*s.kernel;
+  int error;
+  if (s.release_gil) {
+    PyThreadState* state = PyEval_SaveThread();
+    error = kernel(words);
+    PyEval_RestoreThread(state);
+  } else {
+    error = kernel(words);
+  }
+  if (error) return PyErr_NoMemory();
+  Py_RETURN_NONE;
+}
+
+// ---- settings ----
+
+PyObject* isas(PyObject*, PyObject*) {
+  PyObject* names = PyList_New(0);
+  for (const KernelTable* table : tables) {
+    if (!names || !supported(table->isa)) continue;
+    PyObject* name = PyUnicode_FromString(table->isa);
+    if (!name || PyList_Append(names, name)) Py_CLEAR(names);
+    Py_XDECREF(name);
+  }
+  return names;
+}
+
+PyObject* isa(PyObject*, PyObject*) {
+  return PyUnicode_FromString(active ? active->isa : "");
+}
+
+PyObject* set_isa(PyObject*, PyObject* name) {
+  PyObject* bytes = PyUnicode_AsUTF8String(name);
+  if (!bytes) return nullptr;
+  const char* wanted = PyBytes_AsString(bytes);
+  const KernelTable* found = nullptr;
+  for (const KernelTable* table : tables) {
+    if (!strcmp(table->isa, wanted) && supported(wanted)) found = table;
+  }
+  Py_DECREF(bytes);
+  if (!found) {
+    return PyErr_Format(PyExc_ValueError, "this processor does not run instruction set %R", name);
+  }
+  active = found;
+  Py_RETURN_NONE;
+}
+
+PyObject* threads(PyObject*, PyObject*) { return PyLong_FromLong(thread_count()); }
+
+PyObject* set_threads(PyObject*, PyObject* count) {
+  long n = PyLong_AsLong(count);
+  if (n == -1 && PyErr_Occurred()) return nullptr;
+  set_thread_count(static_cast<int>(n));
+  return PyLong_FromLong(thread_count());
+}
+
+template <int INDEX>
+PyMethodDef method() {
+  return {SIGNATURES[INDEX].name, reinterpret_cast<PyCFunction>(
+              reinterpret_cast<void (*)()>(call<INDEX>)), METH_FASTCALL, nullptr};
+}
+
+PyMethodDef METHODS[] = {
+    method<0>(), method<1>(), method<2>(), method<3>(), method<4>(), method<5>(), method<6>(),
+    {"isas", isas, METH_NOARGS, "Instruction sets that this processor runs, best first."},
+    {"isa", isa, METH_NOARGS, "The instruction set in use."},
+    {"set_isa", set_isa, METH_O, "Use another instruction set."},
+    {"threads", threads, METH_NOARGS, "Threads in use."},
+    {"set_threads", set_threads, METH_O, "Wanted threads; returns what is possible."},
+    {nullptr, nullptr, 0, nullptr},
+};
+static_assert(KERNELS == 7, "one method per kernel");
+
+PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_kernels",
+                      "C++ kernels; see inferplane_xeon.kernels", -1, METHODS,
+                      nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__kernels() {
+  tables[0] = table_avx512_bf16();
+  tables[1] = table_avx512();
+  tables[2] = table_avx2();
+  for (const KernelTable* table : tables) {
+    if (!active && supported(table->isa)) active = table;
+  }
+  if (!active) {
+    PyErr_SetString(PyExc_ImportError, "the kernels need a processor with AVX2 and FMA");
+    return nullptr;
+  }
+  return PyModule_Create(&MODULE);
+}

@@ -1,0 +1,299 @@
+// One vector vocabulary for three instruction sets, so that each kernel is written once.
+//
+// Included by isa.cpp, which is compiled once per instruction set. Everything lives in the inline
+// namespace IPX_ISA and nothing here instantiates a standard-library template: a function shared
+// between translation units of different -m flags would be merged by the linker into any one of
+// them, and could then run AVX-512 on a machine without it.
+//
+// W floats per vector. "pairs": a 32-bit lane that holds two consecutive bf16 values; DOT_PAIRS
+// says that the instruction set multiplies such lanes (vdpbf16ps).
+#pragma once
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+#define IPX_INLINE static inline __attribute__((always_inline))
+#define IPX_UNROLL _Pragma("GCC unroll 16")
+
+namespace ipx {
+namespace IPX_ISA {
+
+struct bf16 {
+  uint16_t bits;
+};
+
+IPX_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+IPX_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+IPX_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+IPX_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// asm volatile: GCC drops _mm_prefetch in small inlined functions
+IPX_INLINE void prefetch(const void* p) { asm volatile("prefetcht0 %0" ::"m"(*(const char*)p)); }
+
+IPX_INLINE float scalar_from(bf16 x) {
+  uint32_t u = (uint32_t)x.bits << 16;
+  float f;
+  memcpy(&f, &u, 4);
+  return f;
+}
+IPX_INLINE float scalar_from(float x) { return x; }
+
+#if defined(__AVX512F__)
+constexpr int W = 16;
+using Vec = __m512;
+using Raw = __m512i;
+
+IPX_INLINE Vec zero() { return _mm512_setzero_ps(); }
+IPX_INLINE Vec set1(float x) { return _mm512_set1_ps(x); }
+IPX_INLINE Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+IPX_INLINE Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+IPX_INLINE Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+IPX_INLINE Vec divide(Vec a, Vec b) { return _mm512_div_ps(a, b); }
+IPX_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+IPX_INLINE Vec maximum(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+IPX_INLINE Vec minimum(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+IPX_INLINE Vec nearest(Vec a) { return _mm512_roundscale_ps(a, 8); }
+IPX_INLINE float sum(Vec a) { return _mm512_reduce_add_ps(a); }
+IPX_INLINE float largest(Vec a) { return _mm512_reduce_max_ps(a); }
+// x where low <= lane + offset < high, else other
+IPX_INLINE Vec keep_range(Vec x, int64_t low, int64_t high, Vec other) {
+  __mmask16 below = high >= W ? 0xffff : high <= 0 ? 0 : (1u << high) - 1;
+  __mmask16 above = low <= 0 ? 0xffff : low >= W ? 0 : (0xffffu << low) & 0xffff;
+  return _mm512_mask_mov_ps(other, below & above, x);
+}
+// p * 2^n for whole n
+IPX_INLINE Vec scale_exponent(Vec p, Vec n) { return _mm512_scalef_ps(p, n); }
+// value, but 0 where x < floor; a NaN in x keeps the value
+IPX_INLINE Vec zero_below(Vec value, Vec x, Vec floor) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, floor, _CMP_NLT_UQ), value);
+}
+IPX_INLINE Raw raw_zero() { return _mm512_setzero_si512(); }
+IPX_INLINE Raw raw_load(const void* p) { return _mm512_loadu_si512(p); }
+IPX_INLINE Raw raw_load_n(const void* p, int64_t n) {
+  return _mm512_maskz_loadu_epi32(n >= W ? 0xffff : (1u << n) - 1, p);
+}
+IPX_INLINE void raw_store(void* p, Raw x) { _mm512_storeu_si512(p, x); }
+IPX_INLINE Vec as_vec(Raw x) { return _mm512_castsi512_ps(x); }
+IPX_INLINE Raw as_raw(Vec x) { return _mm512_castps_si512(x); }
+IPX_INLINE Raw raw_set1(uint32_t x) { return _mm512_set1_epi32((int)x); }
+IPX_INLINE Vec low_half(Raw pairs) { return as_vec(_mm512_slli_epi32(pairs, 16)); }
+IPX_INLINE Vec high_half(Raw pairs) {
+  return as_vec(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)));
+}
+// lanes (a[i], b[i]) from W bf16 values each
+IPX_INLINE Raw interleave(const bf16* a, const bf16* b) {
+  __m512i x = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)a));
+  __m512i y = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)b));
+  return _mm512_or_si512(x, _mm512_slli_epi32(y, 16));
+}
+IPX_INLINE Vec load(const float* p) { return _mm512_loadu_ps(p); }
+IPX_INLINE void store(float* p, Vec x) { _mm512_storeu_ps(p, x); }
+IPX_INLINE Vec load_n(const float* p, int64_t n) {
+  return _mm512_maskz_loadu_ps(n >= W ? 0xffff : (1u << n) - 1, p);
+}
+IPX_INLINE void store_n(float* p, Vec x, int64_t n) {
+  _mm512_mask_storeu_ps(p, n >= W ? 0xffff : (1u << n) - 1, x);
+}
+IPX_INLINE Vec load(const bf16* p) {
+  return low_half(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)));
+}
+IPX_INLINE Vec load_n(const bf16* p, int64_t n) {
+  return low_half(_mm512_cvtepu16_epi32(
+      _mm256_maskz_loadu_epi16(n >= W ? 0xffff : (1u << n) - 1, p)));
+}
+IPX_INLINE __m256i to_bf16(Vec x) {
+#if defined(__AVX512BF16__)
+  return (__m256i)_mm512_cvtneps_pbh(x);
+#else
+  Raw u = as_raw(x);
+  Raw odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  Raw r = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  r = _mm512_mask_mov_epi32(r, nan, _mm512_set1_epi32(0x7fc00000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16));
+#endif
+}
+IPX_INLINE void store(bf16* p, Vec x) { _mm256_storeu_si256((__m256i*)p, to_bf16(x)); }
+IPX_INLINE void store_n(bf16* p, Vec x, int64_t n) {
+  _mm256_mask_storeu_epi16(p, n >= W ? 0xffff : (1u << n) - 1, to_bf16(x));
+}
+#if defined(__AVX512BF16__)
+constexpr bool DOT_PAIRS = true;
+IPX_INLINE Vec dot_pairs(Vec c, Raw a, Raw b) {
+  return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
+}
+#else
+constexpr bool DOT_PAIRS = false;
+IPX_INLINE Vec dot_pairs(Vec c, Raw, Raw) { return c; }
+#endif
+
+// in-register transposition of W rows of W 32-bit lanes
+IPX_INLINE void transpose(Raw (&r)[16]) {
+  Raw t[16];
+  IPX_UNROLL for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  IPX_UNROLL for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  IPX_UNROLL for (int i = 0; i < 4; i++) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+  IPX_UNROLL for (int i = 0; i < 4; i++) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+
+#else  // AVX2 + FMA
+constexpr int W = 8;
+using Vec = __m256;
+using Raw = __m256i;
+
+alignas(32) static const int32_t LANE_MASK[16] = {-1, -1, -1, -1, -1, -1, -1, -1,
+                                                  0,  0,  0,  0,  0,  0,  0,  0};
+IPX_INLINE Raw first_lanes(int64_t n) {
+  return _mm256_loadu_si256((const __m256i*)(LANE_MASK + 8 - (n > 8 ? 8 : n < 0 ? 0 : n)));
+}
+IPX_INLINE Vec zero() { return _mm256_setzero_ps(); }
+IPX_INLINE Vec set1(float x) { return _mm256_set1_ps(x); }
+IPX_INLINE Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+IPX_INLINE Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+IPX_INLINE Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+IPX_INLINE Vec divide(Vec a, Vec b) { return _mm256_div_ps(a, b); }
+IPX_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+IPX_INLINE Vec maximum(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+IPX_INLINE Vec minimum(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+IPX_INLINE Vec nearest(Vec a) { return _mm256_round_ps(a, 8); }
+IPX_INLINE float sum(Vec a) {
+  __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps(x, x, 1)));
+}
+IPX_INLINE float largest(Vec a) {
+  __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps(x, x, 1)));
+}
+IPX_INLINE Vec keep_range(Vec x, int64_t low, int64_t high, Vec other) {
+  Raw mask = _mm256_andnot_si256(first_lanes(low), first_lanes(high));
+  return _mm256_blendv_ps(other, x, _mm256_castsi256_ps(mask));
+}
+IPX_INLINE Vec scale_exponent(Vec p, Vec n) {
+  Raw e = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  return _mm256_mul_ps(p, _mm256_castsi256_ps(e));
+}
+IPX_INLINE Vec zero_below(Vec value, Vec x, Vec floor) {
+  return _mm256_and_ps(_mm256_cmp_ps(x, floor, _CMP_NLT_UQ), value);
+}
+IPX_INLINE Raw raw_zero() { return _mm256_setzero_si256(); }
+IPX_INLINE Raw raw_load(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
+IPX_INLINE Raw raw_load_n(const void* p, int64_t n) {
+  return _mm256_maskload_epi32((const int*)p, first_lanes(n));
+}
+IPX_INLINE void raw_store(void* p, Raw x) { _mm256_storeu_si256((__m256i*)p, x); }
+IPX_INLINE Vec as_vec(Raw x) { return _mm256_castsi256_ps(x); }
+IPX_INLINE Raw as_raw(Vec x) { return _mm256_castps_si256(x); }
+IPX_INLINE Raw raw_set1(uint32_t x) { return _mm256_set1_epi32((int)x); }
+IPX_INLINE Vec low_half(Raw pairs) { return as_vec(_mm256_slli_epi32(pairs, 16)); }
+IPX_INLINE Vec high_half(Raw pairs) {
+  return as_vec(_mm256_and_si256(pairs, _mm256_set1_epi32((int)0xffff0000)));
+}
+IPX_INLINE Raw interleave(const bf16* a, const bf16* b) {
+  __m256i x = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)a));
+  __m256i y = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)b));
+  return _mm256_or_si256(x, _mm256_slli_epi32(y, 16));
+}
+IPX_INLINE Vec load(const float* p) { return _mm256_loadu_ps(p); }
+IPX_INLINE void store(float* p, Vec x) { _mm256_storeu_ps(p, x); }
+IPX_INLINE Vec load_n(const float* p, int64_t n) { return _mm256_maskload_ps(p, first_lanes(n)); }
+IPX_INLINE void store_n(float* p, Vec x, int64_t n) { _mm256_maskstore_ps(p, first_lanes(n), x); }
+IPX_INLINE Vec load(const bf16* p) {
+  return low_half(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)));
+}
+IPX_INLINE Vec load_n(const bf16* p, int64_t n) {
+  if (n >= W) return load(p);
+  alignas(16) bf16 part[8] = {};
+  for (int64_t i = 0; i < n; i++) part[i] = p[i];
+  return load(part);
+}
+IPX_INLINE __m128i to_bf16(Vec x) {
+  Raw u = as_raw(x);
+  Raw odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+  Raw r = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  Vec nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
+  r = as_raw(_mm256_blendv_ps(as_vec(r), as_vec(_mm256_set1_epi32(0x7fc00000)), nan));
+  r = _mm256_srli_epi32(r, 16);
+  return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
+}
+IPX_INLINE void store(bf16* p, Vec x) { _mm_storeu_si128((__m128i*)p, to_bf16(x)); }
+IPX_INLINE void store_n(bf16* p, Vec x, int64_t n) {
+  if (n >= W) return store(p, x);
+  alignas(16) bf16 part[8];
+  store(part, x);
+  for (int64_t i = 0; i < n; i++) p[i] = part[i];
+}
+constexpr bool DOT_PAIRS = false;
+IPX_INLINE Vec dot_pairs(Vec c, Raw, Raw) { return c; }
+
+IPX_INLINE void transpose(Raw (&r)[8]) {
+  Raw t[8];
+  IPX_UNROLL for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  IPX_UNROLL for (int i = 0; i < 8; i += 4) {
+    r[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  IPX_UNROLL for (int i = 0; i < 4; i++) t[i] = _mm256_permute2x128_si256(r[i], r[i + 4], 0x20);
+  IPX_UNROLL for (int i = 0; i < 4; i++) t[i + 4] = _mm256_permute2x128_si256(r[i], r[i + 4], 0x31);
+  IPX_UNROLL for (int i = 0; i < 8; i++) r[i] = t[i];
+}
+#endif
+
+// 2^x, NaN for NaN, exactly 1 at 0 and exactly 0 below -126 (and at -inf): a masked or empty part then changes
+// no bit of what it is merged into. Degree-6 minimax-like polynomial on [-0.5, 0.5], 2 ulp.
+IPX_INLINE Vec exp2_vec(Vec x) {
+  const Vec floor = set1(-126.0f);
+  Vec clamped = maximum(floor, minimum(set1(127.0f), x));  // this operand order keeps a NaN
+  Vec n = nearest(clamped);
+  Vec f = sub(clamped, n);
+  Vec p = set1(1.5403530e-4f);
+  p = fma(p, f, set1(1.3333558e-3f));
+  p = fma(p, f, set1(9.6181291e-3f));
+  p = fma(p, f, set1(5.5504109e-2f));
+  p = fma(p, f, set1(2.4022651e-1f));
+  p = fma(p, f, set1(6.9314718e-1f));
+  p = fma(p, f, set1(1.0f));
+  return zero_below(scale_exponent(p, n), x, floor);
+}
+constexpr float LOG2E = 1.44269504088896340736f;
+
+IPX_INLINE Vec exp_vec(Vec x) { return exp2_vec(mul(x, set1(LOG2E))); }
+
+IPX_INLINE float exp2_scalar(float x) {
+  float lanes[W];
+  store(lanes, exp2_vec(set1(x)));
+  return lanes[0];
+}
+
+// tanh(x) = 1 - 2 / (e^(2x) + 1): absolute error about 1e-7
+IPX_INLINE Vec tanh_vec(Vec x) {
+  Vec e = exp2_vec(mul(maximum(set1(-15.0f), minimum(set1(15.0f), x)), set1(2 * LOG2E)));
+  return sub(set1(1.0f), divide(set1(2.0f), add(e, set1(1.0f))));
+}
+
+}  // namespace IPX_ISA
+}  // namespace ipx

@@ -1,0 +1,1 @@
+"""inferplane on x86 processors: C++ kernels and the backend's plugin."""

@@ -1,0 +1,81 @@
+"""Writes the generated pages of docs/; with --check only says which are out of date."""
+
+import sys
+from dataclasses import MISSING, Field
+from pathlib import Path
+from typing import Any
+
+from inferplane import env
+from inferplane.config import flag, settings
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def default_of(item: Field[Any]) -> str:
+    if item.default_factory is not MISSING:
+        return "" if item.default_factory() in ([], {}) else f"`{item.default_factory()}`"
+    if item.default is MISSING:
+        return "required"
+    return "" if item.default is None else f"`{item.default}`"
+
+
+def configuration() -> str:
+    rows = []
+    for item in settings():
+        spelled = "MODEL" if item.name == "model" else flag(item.name)
+        choices = " / ".join(item.metadata["choices"])
+        text = item.metadata["help"] + (f" ({choices})" if choices else "")
+        rows.append(f"| `{spelled}` | `{item.name}` | {default_of(item)} | {text} |")
+    variables = [f"| `{name}` | {text} |" for name, text in env.VARIABLES.items()]
+    return "\n".join(
+        [
+            "# Configuration",
+            "",
+            "<!-- written by ci/docs.py (make docs) from inferplane.config and inferplane.env -->",
+            "",
+            "Every setting is a field of `inferplane.config.Config`, a command line option of",
+            "`inferplane serve`, `chat`, `generate` and `bench`, and a keyword argument of",
+            "`inferplane.Engine`. Unknown options are errors. `inferplane explain MODEL` shows the",
+            "value of each and who chose it.",
+            "",
+            "| option | field | default | what it is |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            "## Environment variables",
+            "",
+            "For secrets and debugging only.",
+            "",
+            "| variable | what it is |",
+            "|---|---|",
+            *variables,
+            "",
+        ]
+    )
+
+
+PAGES = {"configuration.md": configuration}
+
+
+def main() -> int:
+    check = sys.argv[1:] == ["--check"]
+    if sys.argv[1:] and not check:
+        print("usage: docs.py [--check]", file=sys.stderr)
+        return 2
+    stale = 0
+    for name, page in PAGES.items():
+        path = DOCS / name
+        text = page().replace("|  |", "| |")
+        if path.is_file() and path.read_text() == text:
+            continue
+        stale += 1
+        if check:
+            print(f"docs/{name} is out of date: run make docs", file=sys.stderr)
+        else:
+            path.write_text(text)
+            print(f"wrote docs/{name}")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""What one step computes: the StepPlan that the scheduler makes and the ForwardBatch that ops see.
+
+The scheduler writes plain integers (StepPlan, no torch), so that a plan can be sent to every rank.
+The runner of each rank turns it into a ForwardBatch: padded tensors on the device.
+
+Letters: T tokens, B sequences, N sampled rows, P pages of a page table, R rows of the device
+tables, G KV groups. Row 0 and page 0 of each group are null: padding reads and writes them.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FROM_DEVICE = -1
+"""In StepPlan.tokens: the token that this row sampled last, which the host may not know yet."""
+
+
+class RowInit(msgspec.Struct, array_like=True):
+    """First use, or use after retraction, of a row of the device tables.
+
+    `tokens` (prompt and output so far) is sent only when penalties must count them; `prompt_len`
+    says how many of them are prompt. `min_len`: stop ids are masked while the sequence would have
+    fewer than this many tokens. `stop_ids` at most 64.
+    """
+
+    row: int
+    num_computed: int
+    seed: int
+    sample_index: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    min_len: int
+    stop_ids: list[int]
+    logit_bias: dict[int, float]
+    prompt_len: int
+    tokens: list[int]
+
+
+class PageWrite(msgspec.Struct, array_like=True):
+    """page_table[group][row, column] = page"""
+
+    group: int
+    row: int
+    column: int
+    page: int
+
+
+class PromptLogprobs(msgspec.Struct, array_like=True):
+    """Score the prompt tokens `targets`: targets[i] follows the i-th token that sequence
+    `index` of this step computes. At most as many targets as the sequence's q_len."""
+
+    index: int
+    top: int
+    targets: list[int]
+
+
+class StepPlan(msgspec.Struct, kw_only=True):
+    """One step. Sequences come in the order decode, verify, prefill."""
+
+    step: int
+    rows: list[int]
+    """[B] row of each sequence in the device tables"""
+    q_lens: list[int]
+    """[B] tokens that each sequence computes in this step, at least 1"""
+    starts: list[int]
+    """[B] tokens of the sequence computed by all earlier steps (upper bound unless `exact`)"""
+    tokens: list[int]
+    """[T] token ids, concatenated over the sequences; FROM_DEVICE for the last sampled one"""
+    num_decode: int
+    num_verify: int = 0
+    exact: bool = True
+    sample: list[int] = []
+    """[N] indexes (into rows) of the sequences whose last token's logits are sampled"""
+    logprobs: list[int] = []
+    """[N] how many top logprobs each sampled sequence wants; -1 for none at all"""
+    init: list[RowInit] = []
+    pages: list[PageWrite] = []
+    prompt_logprobs: list[PromptLogprobs] = []
+
+
+class StepResult(msgspec.Struct, kw_only=True):
+    """What the device computed for a StepPlan, on the host.
+
+    `logprobs[i]` belongs to sample[i]: (logprob, rank, [(token, logprob), ...]) or None.
+    `prompt_logprobs[i]` belongs to plan.prompt_logprobs[i], one entry per target.
+    """
+
+    tokens: list[int]
+    logprobs: list[tuple[float, int, list[tuple[int, float]]] | None] = []
+    prompt_logprobs: list[list[tuple[float, int, list[tuple[int, float]]]]] = []
+
+
+@dataclass(slots=True, kw_only=True)
+class ForwardBatch:
+    """What models, ops and executors see of a step. All tensors live on the device.
+
+    Shapes are those of the bucket (padded): the live counts say how much is real. Padding tokens
+    have row 0, position 0 and a slot in page 0; padding sequences have seq_len 0 and an empty
+    q range. The `host_*` fields are for backends that plan on the host: exact if `host_exact`,
+    otherwise upper bounds.
+    """
+
+    # live counts (host)
+    num_tokens: int
+    num_seqs: int
+    num_decode: int
+    num_verify: int
+    # per token
+    token_ids: "Tensor"  # i32[T]
+    position: "Tensor"  # i32[T], or i32[3, T] for multimodal rope
+    slot: "tuple[Tensor, ...]"  # G x i32[T]: page * page_size + offset in the page
+    # per sequence
+    row: "Tensor"  # i32[B]
+    q_start: "Tensor"  # i32[B + 1]
+    seq_len: "Tensor"  # i32[B], tokens in the KV cache once this step has written its own
+    page_table: "tuple[Tensor, ...]"  # G x i32[B, P]
+    logit_index: "Tensor"  # i32[N], tokens whose hidden state goes to the logits
+    # host copies
+    host_q_start: list[int]
+    host_seq_len: list[int]
+    host_exact: bool
+    max_q: int
+    max_kv: int
+    # features that not every batch uses
+    tree_mask: "Tensor | None" = None  # u8, packed visibility of draft tokens
+    lora: "LoraSegments | None" = None
+    input_embeds: "Tensor | None" = None  # [M, d] replaces embeddings at embed_index
+    embed_index: "Tensor | None" = None  # i32[M]
+    rank_tokens: list[int] | None = None  # tokens of each data-parallel rank
+    pipeline_input: "Tensor | None" = None  # [T, d] hidden states of the previous stage
+    aux_hidden: "list[Tensor]" = field(default_factory=list)  # hidden states kept for a draft model
+    plans: dict[Any, Any] = field(default_factory=dict)  # results of Bound.plan, by bound op
+
+
+@dataclass(slots=True, frozen=True)
+class LoraSegments:
+    """Consecutive tokens that use one adapter slot: tokens start[i]:start[i+1] use slot[i]."""
+
+    start: "Tensor"  # i32[S + 1]
+    slot: "Tensor"  # i32[S], -1 for none

@@ -1,0 +1,66 @@
+"""The hooks of a backend or op pack: pluggy project `inferplane`.
+
+A backend is a module named by an entry point of group `inferplane.backends` and implements the
+first three. A package that only brings kernels is named in `inferplane.ops` and implements only
+`op_impls`. Import vendor libraries inside hooks: every module is imported for a listing.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from inferplane.hw.device import BackendInfo, Device, DeviceInfo, Hints, Unavailable
+    from inferplane.hw.graphs import GraphBackend
+    from inferplane.hw.kv import KVLayout
+    from inferplane.hw.op import OpImpl
+
+PROJECT = "inferplane"
+spec = pluggy.HookspecMarker(PROJECT)
+impl = pluggy.HookimplMarker(PROJECT)
+
+
+@spec(firstresult=True)
+def backend_info() -> "BackendInfo":  # type: ignore[empty-body]
+    """Required. Who this backend is; imports neither torch nor vendor libraries."""
+
+
+@spec(firstresult=True)
+def probe() -> "list[DeviceInfo] | Unavailable":  # type: ignore[empty-body]
+    """Required. The devices, or why there is none and how to mend that. Under 0.5 s; imports no
+    torch and creates no device context."""
+
+
+@spec(firstresult=True)
+def create_device(info: "DeviceInfo", options: Mapping[str, Any]) -> "Device":  # type: ignore[empty-body]
+    """Required. Open one device; may import torch and vendor libraries. Raises DeviceError."""
+
+
+@spec
+def op_impls(device: "Device") -> "Iterable[tuple[str, OpImpl]]":  # type: ignore[empty-body]
+    """(op or composite name, implementation) pairs for this device. Default: none, every op runs
+    by reference. Called on op packs for devices that they do not own, too."""
+
+
+@spec(firstresult=True)
+def kv_layouts(device: "Device") -> "Iterable[KVLayout]":  # type: ignore[empty-body]
+    """Layouts beyond the canonical one. Default: none."""
+
+
+@spec(firstresult=True)
+def graphs(device: "Device") -> "GraphBackend | None":
+    """How to record and replay steps. Default: every step runs eagerly."""
+
+
+@spec(firstresult=True)
+def hints(device: "Device") -> "Hints | None":
+    """Preferred sizes and types; core decides. Default: core's own."""
+
+
+@spec(firstresult=True)
+def diagnostics(device: "Device") -> "Mapping[str, str]":  # type: ignore[empty-body]
+    """Versions and facts for `inferplane devices`. Default: nothing."""
+
+
+MANDATORY = ("backend_info", "probe", "create_device")

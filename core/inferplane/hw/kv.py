@@ -1,0 +1,112 @@
+"""KV memory: groups of layers that share page tables, and layouts of the bytes in a page.
+
+Core owns page ids; a backend owns what is inside a page.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from inferplane.hw.device import Device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVSpec:
+    """The shape of one layer's keys and values in a page."""
+
+    num_kv_heads: int
+    head_dim: int
+    dtype: str
+    page_size: int
+    layout: str = "canonical"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVGroup:
+    """Layers with one page table: full attention (window 0) or a sliding window."""
+
+    name: str
+    window: int
+    layers: tuple[int, ...]
+    spec: KVSpec
+
+
+class KVLayout(Protocol):
+    """How a page is laid out. Equal fingerprints may exchange raw pages; all others exchange the
+    canonical form [2, pages, page_size, Hkv, D]."""
+
+    id: str
+    strided: bool
+    """`split` works, so that reference ops can be used beside native ones"""
+
+    def page_bytes(self, spec: KVSpec) -> int: ...
+
+    def alloc(self, num_pages: int, spec: KVSpec, device: "Device") -> Any:
+        """Zeroed memory of one layer; opaque to core."""
+
+    def split(self, data: Any) -> "tuple[Tensor, Tensor]":
+        """k and v as views [pages, page_size, Hkv, D] with any strides."""
+
+    def export_pages(self, data: Any, pages: "Tensor") -> "Tensor":
+        """pages i32[n] -> canonical [2, n, page_size, Hkv, D]"""
+
+    def import_pages(self, data: Any, pages: "Tensor", canonical: "Tensor") -> Any:
+        """The reverse of export_pages; returns the new data (the same object if in place)."""
+
+    def fingerprint(self, spec: KVSpec) -> str: ...
+
+
+@dataclass(slots=True)
+class LayerKV:
+    """One layer's KV memory. Ops keep this handle; on functional devices they replace `data`."""
+
+    layout: KVLayout
+    spec: KVSpec
+    data: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class StridedLayout:
+    """A layout that is a permutation of [2, pages, page_size, Hkv, D].
+
+    `order` names the memory order of the last three dimensions, outermost first: "thd" is the
+    canonical one (token, head, dim), "htd" keeps a head's tokens together.
+    """
+
+    id: str = "canonical"
+    order: str = "thd"
+    strided: bool = True
+
+    def page_bytes(self, spec: KVSpec) -> int:
+        width = {"float32": 4, "float64": 8}.get(spec.dtype, 2)
+        return 2 * spec.page_size * spec.num_kv_heads * spec.head_dim * width
+
+    def alloc(self, num_pages: int, spec: KVSpec, device: "Device") -> "Tensor":
+        import torch
+
+        sizes = {"t": spec.page_size, "h": spec.num_kv_heads, "d": spec.head_dim}
+        shape = [2, num_pages, *(sizes[c] for c in self.order)]
+        return torch.zeros(shape, dtype=getattr(torch, spec.dtype), device=device.info.torch_device)
+
+    def split(self, data: Any) -> "tuple[Tensor, Tensor]":
+        where = [2 + self.order.index(c) for c in "thd"]
+        view = data.permute(0, 1, *where)  # [2, pages, page_size, Hkv, D]
+        return view[0], view[1]
+
+    def export_pages(self, data: Any, pages: "Tensor") -> "Tensor":
+        import torch
+
+        return torch.stack([half.index_select(0, pages) for half in self.split(data)])
+
+    def import_pages(self, data: Any, pages: "Tensor", canonical: "Tensor") -> Any:
+        for half, source in zip(self.split(data), canonical, strict=True):
+            half.index_copy_(0, pages.long(), source.to(half.dtype))
+        return data
+
+    def fingerprint(self, spec: KVSpec) -> str:
+        return f"{self.order}/{spec.dtype}/{spec.page_size}/{spec.num_kv_heads}/{spec.head_dim}"
+
+
+CANONICAL = StridedLayout()

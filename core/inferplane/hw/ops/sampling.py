@@ -1,0 +1,226 @@
+"""From raw logits to tokens: penalties and masks, the draw, and logprobs.
+
+All three take one row per sampled sequence. In batch mode rows are computed one by one, because
+reductions over a matrix may be split by its number of rows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from inferplane.hw.noise import gumbel
+from inferplane.hw.op import Bound, BuildContext, Determinism, Op, Reference, Tolerance
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingSpec:
+    vocab: int
+    determinism: Determinism = "run"
+
+
+def sampling_filter(spec: SamplingSpec, ctx: BuildContext) -> Bound:
+    """run(logits f32[N, V], *, counts, in_prompt, repetition, frequency, presence, bias, banned,
+    bitmask) -> f32[N, V]
+
+    counts i32[N, V] (how often each token was output), in_prompt bool[N, V] and the penalties
+    f32[N] come together or not at all; bias f32[N, V]; banned i32[N, K] token ids to mask, V for
+    none; bitmask i32[N, ceil(V / 32)] keeps the tokens whose bit is set. Each may be None.
+    """
+    import torch
+
+    def run(
+        logits: "Tensor",
+        *,
+        counts: "Tensor | None" = None,
+        in_prompt: "Tensor | None" = None,
+        repetition: "Tensor | None" = None,
+        frequency: "Tensor | None" = None,
+        presence: "Tensor | None" = None,
+        bias: "Tensor | None" = None,
+        banned: "Tensor | None" = None,
+        bitmask: "Tensor | None" = None,
+    ) -> "Tensor":
+        if counts is not None:
+            assert in_prompt is not None and repetition is not None
+            assert frequency is not None and presence is not None
+            factor = repetition.unsqueeze(1).where((counts > 0) | in_prompt, 1.0)
+            logits = torch.where(logits > 0, logits / factor, logits * factor)
+            logits = logits - frequency.unsqueeze(1) * counts
+            logits = logits - presence.unsqueeze(1) * (counts > 0)
+        if bias is not None:
+            logits = logits + bias
+        if banned is not None:
+            wide = torch.cat([logits, logits[:, :1]], dim=1)
+            logits = wide.scatter(1, banned.long(), -torch.inf)[:, :-1]
+        if bitmask is not None:
+            bit = torch.arange(32, device=logits.device, dtype=torch.int32)
+            kept = (bitmask.unsqueeze(-1) >> bit & 1).flatten(1)[:, : spec.vocab].bool()
+            logits = logits.where(kept, -torch.inf)
+        return logits
+
+    return Bound(run=run)
+
+
+def sampling_draw(spec: SamplingSpec, ctx: BuildContext) -> Bound:
+    """run(logits f32[N, V], temperature f32[N], top_k i32[N], top_p f32[N], min_p f32[N],
+    seed i32[N, 2], sample_index i32[N], position i32[N], *, greedy: bool, unfiltered: bool)
+    -> i32[N]
+
+    Temperature 0 takes the largest logit. Otherwise: divide by the temperature; keep the top_k
+    largest (0: all); of these the fewest whose renormalized probabilities reach top_p; of these
+    the ones with at least min_p of the largest probability; take the largest logit plus Gumbel
+    noise (Gumbel-max). Ties go to the lower id. `greedy`: all rows have temperature 0;
+    `unfiltered`: no row filters; both are promises by the host that save work, not bits.
+    """
+    import torch
+
+    def draw(
+        logits: "Tensor",
+        temperature: "Tensor",
+        top_k: "Tensor",
+        top_p: "Tensor",
+        min_p: "Tensor",
+        seed: "Tensor",
+        sample_index: "Tensor",
+        position: "Tensor",
+        *,
+        greedy: bool,
+        unfiltered: bool,
+    ) -> "Tensor":
+        if greedy:
+            return logits.argmax(-1).int()
+        cold = temperature <= 0
+        scaled = logits / temperature.where(~cold, 1.0).unsqueeze(1)
+        noise = gumbel(seed, sample_index, position, spec.vocab)
+        noise = noise.where(~cold.unsqueeze(1), 0.0)
+        if unfiltered:
+            return (scaled + noise).argmax(-1).int()
+        ordered, ids = scaled.sort(dim=-1, descending=True, stable=True)
+        rank = torch.arange(spec.vocab, device=logits.device)
+        limit = top_k.where(top_k > 0, spec.vocab).unsqueeze(1)
+        ordered = ordered.masked_fill(rank >= limit, -torch.inf)
+        share = ordered.softmax(-1)
+        before = share.cumsum(-1) - share
+        drop = (before >= top_p.unsqueeze(1)) | (share < share[:, :1] * min_p.unsqueeze(1))
+        drop[:, 0] = False
+        noisy = (ordered + noise.gather(1, ids)).masked_fill(drop, -torch.inf)
+        # the lowest id among equals: argmax alone would take the first in sorted order
+        best = noisy.amax(-1, keepdim=True)
+        chosen = ids.masked_fill(noisy < best, spec.vocab).amin(-1)
+        return torch.where(cold, logits.argmax(-1), chosen).int()
+
+    def run(
+        logits: "Tensor", *args: "Tensor", greedy: bool = False, unfiltered: bool = False
+    ) -> "Tensor":
+        call: Callable[..., Tensor] = rowwise(draw) if spec.determinism == "batch" else draw
+        return call(logits, *args, greedy=greedy, unfiltered=unfiltered)
+
+    return Bound(run=run)
+
+
+def sampling_logprobs(spec: SamplingSpec, ctx: BuildContext) -> Bound:
+    """run(logits f32[N, V], ids i32[N], top: int) -> (logprob f32[N], rank i32[N],
+    top_ids i32[N, top], top_logprobs f32[N, top])
+
+    Natural logarithms; rank 1 is the most likely token, ties share the better rank.
+    """
+
+    def score(logits: "Tensor", ids: "Tensor", top: int) -> "tuple[Tensor, ...]":
+        logprobs = logits.log_softmax(-1)
+        own = logprobs.gather(1, ids.long().unsqueeze(1))
+        rank = (logits > logits.gather(1, ids.long().unsqueeze(1))).sum(-1) + 1
+        best = logprobs.topk(top, dim=-1)
+        return own.squeeze(1), rank.int(), best.indices.int(), best.values
+
+    def run(logits: "Tensor", ids: "Tensor", top: int) -> "tuple[Tensor, ...]":
+        if spec.determinism == "batch":
+            result: tuple[Tensor, ...] = rowwise(score)(logits, ids, top=top)
+            return result
+        return score(logits, ids, top)
+
+    return Bound(run=run)
+
+
+def rowwise(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Call `fn` on one row of its tensors at a time and put the results together."""
+
+    def call(*tensors: "Tensor", **options: Any) -> Any:
+        import torch
+
+        if tensors[0].shape[0] == 0:
+            return fn(*tensors, **options)
+        rows = [fn(*(t[i : i + 1] for t in tensors), **options) for i in range(len(tensors[0]))]
+        if isinstance(rows[0], tuple):
+            return tuple(torch.cat(column) for column in zip(*rows, strict=True))
+        return torch.cat(rows)
+
+    return call
+
+
+def _logits(spec: SamplingSpec, seed: int) -> "Tensor":
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(5, spec.vocab, generator=generator) * 4
+
+
+def _draw_inputs(spec: SamplingSpec, seed: int) -> dict[str, Any]:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def among(*values: float, dtype: Any = torch.float32) -> "Tensor":
+        at = torch.randint(len(values), (5,), generator=generator)
+        return torch.tensor(values, dtype=dtype)[at]
+
+    seeds = torch.randint(-(2**31), 2**31, (5, 2), generator=generator)
+    return {
+        "logits": _logits(spec, seed),
+        "temperature": among(0.0, 0.5, 1.0, 2.0),
+        "top_k": among(0, 1, 3, 50, dtype=torch.int32),
+        "top_p": among(1.0, 0.9, 0.3),
+        "min_p": among(0.0, 0.1),
+        "seed": seeds.int(),
+        "sample_index": among(0, 1, 7, dtype=torch.int32),
+        "position": torch.randint(0, 5000, (5,), generator=generator, dtype=torch.int32),
+    }
+
+
+def _logprob_inputs(spec: SamplingSpec, seed: int) -> dict[str, Any]:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed + 1)
+    ids = torch.randint(0, spec.vocab, (5,), generator=generator, dtype=torch.int32)
+    return {"logits": _logits(spec, seed), "ids": ids, "top": 5}
+
+
+def _exact(spec: SamplingSpec) -> Tolerance:
+    return Tolerance(relative=1e-5, absolute=1e-5, norm=1e-5)
+
+
+OPS = (
+    Op(
+        name="sampling.filter",
+        spec=SamplingSpec,
+        reference=Reference(sampling_filter),
+        tolerance=_exact,
+        inputs=lambda spec, seed: {"logits": _logits(spec, seed)},
+    ),
+    Op(
+        name="sampling.draw",
+        spec=SamplingSpec,
+        reference=Reference(sampling_draw),
+        tolerance=lambda spec: Tolerance(relative=0.0, absolute=0.0, norm=0.0),
+        inputs=_draw_inputs,
+    ),
+    Op(
+        name="sampling.logprobs",
+        spec=SamplingSpec,
+        reference=Reference(sampling_logprobs),
+        tolerance=_exact,
+        inputs=_logprob_inputs,
+    ),
+)

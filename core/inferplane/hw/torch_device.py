@@ -1,0 +1,135 @@
+"""A device through PyTorch's device-generic interface: what a day-one backend returns.
+
+Accelerators use torch.get_device_module, torch.Stream and torch.Event; the CPU has its own
+memory (limited by its control group) and no streams. Nothing newer than torch 2.8 is used.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from inferplane.errors import DeviceError
+from inferplane.hw.device import DeviceInfo, Event, Peak, Stream
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class TorchDevice:
+    """Implements `Device` for anything that torch can address by a device string."""
+
+    def __init__(self, info: DeviceInfo, dtypes: tuple[str, ...] = ()) -> None:
+        """`dtypes`: types that the hardware computes natively; default: tried out on the device.
+
+        Raises DeviceError if torch cannot place a tensor there.
+        """
+        import torch
+
+        self.info = info
+        self._device = torch.device(info.torch_device)
+        self._is_cpu = self._device.type == "cpu"
+        try:
+            torch.zeros(1, device=self._device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise DeviceError(
+                f"{info.backend}: torch {torch.__version__} cannot use {info.torch_device}: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+        self._module: Any = None if self._is_cpu else torch.get_device_module(self._device)
+        self._workspaces: dict[str, Tensor] = {}
+        self._frozen = False
+        self._dtypes = dtypes or ("bfloat16", "float16", "float32")
+
+    def memory(self) -> tuple[int, int]:
+        if self._is_cpu:
+            return host_memory()
+        if hasattr(self._module, "mem_get_info"):
+            free, total = self._module.mem_get_info(self._device)
+            return int(free), int(total)
+        total = self.info.memory_bytes
+        if total is None:
+            raise DeviceError(
+                f"{self.info.torch_device} does not tell its memory: pass --kv-cache-tokens"
+            )
+        used = getattr(self._module, "memory_allocated", lambda *_: 0)()
+        return total - int(used), total
+
+    def synchronize(self) -> None:
+        import torch
+
+        if self._is_cpu:
+            return
+        try:
+            with torch.device(self._device):
+                self._module.synchronize()
+        except RuntimeError as error:
+            raise DeviceError(f"{self.info.torch_device} failed: {error}") from error
+
+    def stream(self) -> Stream | None:
+        import torch
+
+        made: Any = None if self._is_cpu else torch.Stream(self._device)
+        stream: Stream | None = made
+        return stream
+
+    def record(self) -> Event | None:
+        import torch
+
+        if self._is_cpu:
+            return None
+        event = torch.Event(self._device)
+        event.record()
+        return event
+
+    def host_buffer(self, elements: int, dtype: str) -> "Tensor":
+        import torch
+
+        kind = getattr(torch, dtype)
+        if not self._is_cpu:
+            try:
+                return torch.zeros(elements, dtype=kind, pin_memory=True)
+            except (RuntimeError, NotImplementedError):
+                pass  # the device has no pinned memory: copies from pageable memory are right too
+        return torch.zeros(elements, dtype=kind)
+
+    def workspace(self, key: str, nbytes: int) -> "Tensor":
+        import torch
+
+        have = self._workspaces.get(key)
+        if have is None or have.numel() < nbytes:
+            if self._frozen:
+                raise DeviceError(f"workspace {key!r} grew to {nbytes} bytes after start-up")
+            have = torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+            self._workspaces[key] = have
+        return have
+
+    def freeze(self) -> None:
+        self._frozen = True
+
+    def dtypes(self) -> Mapping[str, Literal["native", "emulated"]]:
+        return dict.fromkeys(self._dtypes, "native")
+
+    def peak(self) -> Peak | None:
+        return None
+
+
+def host_memory() -> tuple[int, int]:
+    """(free, total) bytes for this process: the smallest of the machine and its control groups."""
+    facts = {}
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        key, value = line.split(":")
+        facts[key] = int(value.split()[0]) * 1024
+    free, total = facts["MemAvailable"], facts["MemTotal"]
+    pairs = (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    )
+    for names in pairs:
+        limit_file, usage_file = (Path("/sys/fs/cgroup") / name for name in names)
+        if not limit_file.is_file() or not usage_file.is_file():
+            continue
+        text = limit_file.read_text().strip()
+        if text != "max" and int(text) < total:
+            total = int(text)
+            free = min(free, total - int(usage_file.read_text()))
+    return free, total

@@ -1,0 +1,1 @@
+"""The API process and the engine process, and the unix sockets between them."""

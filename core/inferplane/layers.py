@@ -1,0 +1,254 @@
+"""Building blocks of models: each takes its weights and binds its ops once, then is a few calls.
+
+Letters: T tokens, N sampled rows, d hidden size, Hq query heads, Hkv key/value heads, D head
+size, F feed-forward size, V vocabulary. Layers know neither devices nor kernels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from inferplane.hw.batch import ForwardBatch
+from inferplane.hw.kv import KVSpec
+from inferplane.hw.op import Bound, Determinism
+from inferplane.hw.ops.activation import GluSpec
+from inferplane.hw.ops.attention import AttentionSpec
+from inferplane.hw.ops.embedding import EmbeddingSpec
+from inferplane.hw.ops.kv import RopeWriteSpec
+from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
+from inferplane.hw.ops.norm import RMSNormSpec
+from inferplane.hw.ops.rope import RopeSpec
+from inferplane.weights import Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCache:
+    """What one layer keeps per token. Layers with equal values share a KV group."""
+
+    num_kv_heads: int
+    head_dim: int
+    window: int = 0
+
+
+class Builder(Protocol):
+    """What a model is built with."""
+
+    dtype: str
+    determinism: Determinism
+    max_model_len: int
+    weights: Weights
+
+    def bind(self, op: str, spec: Any) -> Bound: ...
+    def group_of(self, layer: int) -> tuple[int, KVSpec]:
+        """Index of the layer's KV group, and the shape of its pages."""
+
+
+class Model(Protocol):
+    """One architecture: constructed as Model(config, build) with the Hugging Face config.json."""
+
+    @staticmethod
+    def caches(config: dict[str, Any]) -> list[LayerCache]:
+        """What each layer keeps, in order; asked before the model is built."""
+
+    def forward(self, batch: ForwardBatch) -> "Tensor":
+        """Hidden states [T, d] after the last norm."""
+
+    def logits(self, hidden: "Tensor") -> "Tensor":
+        """[N, d] -> f32[N, V]"""
+
+
+class Linear:
+    """y = x @ W.T + b; several checkpoint weights with one input are merged into one product."""
+
+    def __init__(
+        self,
+        build: Builder,
+        names: str | Sequence[str],
+        in_features: int,
+        out_features: int | Sequence[int],
+        bias: bool = False,
+    ) -> None:
+        import torch
+
+        names = [names] if isinstance(names, str) else list(names)
+        sizes = [out_features] if isinstance(out_features, int) else list(out_features)
+        take = build.weights.take
+        weights = [
+            take(f"{n}.weight", (size, in_features)) for n, size in zip(names, sizes, strict=True)
+        ]
+        biases = [take(f"{n}.bias", (size,)) for n, size in zip(names, sizes, strict=True) if bias]
+        bound = build.bind(
+            "linear",
+            LinearSpec(
+                in_features=in_features,
+                out_features=sum(sizes),
+                dtype=build.dtype,
+                bias=bias,
+                determinism=build.determinism,
+            ),
+        )
+        assert bound.prepack is not None
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        weights.clear()
+        self._packed = bound.prepack(weight, torch.cat(biases) if biases else None)
+        self._run = bound.run
+
+    def __call__(self, x: "Tensor") -> "Tensor":
+        out: Tensor = self._run(x, self._packed)
+        return out
+
+
+class RMSNorm:
+    """Norm over the last dimension, alone or after adding to the residual stream."""
+
+    def __init__(
+        self,
+        build: Builder,
+        name: str,
+        dim: int,
+        epsilon: float,
+        offset: float = 0.0,
+        cast_first: bool = True,
+    ) -> None:
+        self.spec = RMSNormSpec(
+            dim=dim,
+            dtype=build.dtype,
+            epsilon=epsilon,
+            offset=offset,
+            cast_first=cast_first,
+            determinism=build.determinism,
+        )
+        self.weight = build.weights.take(f"{name}.weight", (dim,))
+        self._run = build.bind("norm.rms", self.spec).run
+        self._add_run = build.bind("norm.add_rms", self.spec).run
+
+    def __call__(self, x: "Tensor") -> "Tensor":
+        out: Tensor = self._run(x, self.weight)
+        return out
+
+    def add(self, x: "Tensor", residual: "Tensor") -> "tuple[Tensor, Tensor]":
+        """(norm(x + residual), x + residual)"""
+        out: tuple[Tensor, Tensor] = self._add_run(x, residual, self.weight)
+        return out
+
+
+class Attention:
+    """Optional head norms, rotary embedding, KV write, and attention over the paged cache."""
+
+    def __init__(
+        self,
+        build: Builder,
+        layer: int,
+        num_heads: int,
+        rope: RopeSpec,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        head_norms: tuple[RMSNorm, RMSNorm] | None = None,
+    ) -> None:
+        self.group, kv = build.group_of(layer)
+        self._heads = (num_heads, kv.num_kv_heads, kv.num_kv_heads)
+        self._dim = kv.head_dim
+        self._weights = tuple(norm.weight for norm in head_norms or ())
+        self._write = build.bind(
+            "qk_norm_rope_kvwrite",
+            RopeWriteSpec(
+                layer=layer,
+                num_heads=num_heads,
+                kv=kv,
+                rope=rope,
+                norm=head_norms[0].spec if head_norms else None,
+                determinism=build.determinism,
+            ),
+        ).run
+        self._attend = build.bind(
+            "attention.paged",
+            AttentionSpec(
+                layer=layer,
+                group=self.group,
+                num_heads=num_heads,
+                kv=kv,
+                dtype=build.dtype,
+                scale=scale,
+                window=window,
+                softcap=softcap,
+                determinism=build.determinism,
+            ),
+        ).run
+
+    def __call__(self, qkv: "Tensor", batch: ForwardBatch) -> "Tensor":
+        """qkv [T, (Hq + 2 Hkv) * D] -> [T, Hq * D]"""
+        q, k, v = qkv.view(qkv.shape[0], -1, self._dim).split(self._heads, dim=1)  # [T, H, D]
+        q = self._write(q, k, v, batch.position, batch.slot[self.group], *self._weights)
+        out: Tensor = self._attend(q, batch)
+        return out.flatten(1)
+
+
+class GatedMLP:
+    """down(act(gate(x)) * up(x))"""
+
+    def __init__(
+        self, build: Builder, name: str, dim: int, hidden: int, activation: str = "silu"
+    ) -> None:
+        self._gate_up = Linear(
+            build, [f"{name}.gate_proj", f"{name}.up_proj"], dim, [hidden, hidden]
+        )
+        self._down = Linear(build, f"{name}.down_proj", hidden, dim)
+        kind: Any = {"silu": "silu"}.get(activation, "gelu_tanh")
+        spec = GluSpec(
+            size=hidden, dtype=build.dtype, activation=kind, determinism=build.determinism
+        )
+        self._act = build.bind("activation.glu", spec).run
+
+    def __call__(self, x: "Tensor") -> "Tensor":
+        return self._down(self._act(self._gate_up(x)))
+
+
+class Embedding:
+    """Token ids to vectors, and (as `logits`) back."""
+
+    def __init__(self, build: Builder, name: str, vocab: int, dim: int, scale: float = 1.0) -> None:
+        self.weight = build.weights.take(f"{name}.weight", (vocab, dim))
+        spec = EmbeddingSpec(
+            vocab=vocab, dim=dim, dtype=build.dtype, scale=scale, determinism=build.determinism
+        )
+        self._run = build.bind("embedding", spec).run
+
+    def __call__(self, ids: "Tensor") -> "Tensor":
+        out: Tensor = self._run(ids, self.weight)
+        return out
+
+
+class Head:
+    """Hidden states to logits. `tied`: the embedding whose weight serves again."""
+
+    def __init__(
+        self,
+        build: Builder,
+        name: str,
+        vocab: int,
+        dim: int,
+        tied: Embedding | None = None,
+        softcap: float = 0.0,
+    ) -> None:
+        bound = build.bind(
+            "logits",
+            LogitsSpec(
+                dim=dim,
+                vocab=vocab,
+                dtype=build.dtype,
+                softcap=softcap,
+                determinism=build.determinism,
+            ),
+        )
+        assert bound.prepack is not None
+        weight = tied.weight if tied else build.weights.take(f"{name}.weight", (vocab, dim))
+        self._packed = bound.prepack(weight)
+        self._run = bound.run
+
+    def __call__(self, hidden: "Tensor") -> "Tensor":
+        out: Tensor = self._run(hidden, self._packed)
+        return out

@@ -1,0 +1,156 @@
+"""Which implementation serves which op: decided once when the model is built, and explainable.
+
+Nothing here runs per step. Implementations are asked with the static spec; the answer of each one
+is kept, so that `inferplane explain` can print why it was chosen or not.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from inferplane.errors import ConfigError, ResolveError
+from inferplane.hw.device import Device
+from inferplane.hw.kv import KVLayout
+from inferplane.hw.op import STRENGTH, OpImpl, Reject, Support, describe
+from inferplane.hw.ops import TABLE
+
+Verdict = Support | Reject
+
+
+@dataclass(slots=True)
+class Decision:
+    """How one (op, spec) was resolved. `uses` counts the places in the model that share it."""
+
+    op: str
+    spec: Any
+    chosen: OpImpl
+    support: Support
+    verdicts: list[tuple[str, Verdict]]
+    uses: int = 0
+
+
+@dataclass(slots=True)
+class Resolver:
+    """Chooses among the implementations of one device.
+
+    `overrides` maps an op name (or "*") to an implementation name; `capture` asks for ops that a
+    graph can record; `require_native` turns a fallback to a reference into an error.
+    """
+
+    device: Device
+    impls: list[tuple[str, OpImpl]]
+    overrides: dict[str, str] = field(default_factory=dict)
+    require_native: bool = False
+    decisions: dict[tuple[str, Any], Decision] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for op in self.overrides:
+            if op != "*" and op not in TABLE:
+                raise ConfigError(f"--op {op}: no such op; the ops are {', '.join(TABLE)}")
+        for op, impl in self.impls:
+            if op not in TABLE:
+                raise ResolveError(f"{impl.name} implements {op}, which the contract lacks")
+
+    def resolve(self, op: str, spec: Any) -> Decision:
+        """The decision for a spec, taken now or earlier. Raises ResolveError."""
+        key = (op, spec)
+        if key not in self.decisions:
+            self.decisions[key] = self._decide(op, spec)
+        decision = self.decisions[key]
+        decision.uses += 1
+        return decision
+
+    def _decide(self, op: str, spec: Any) -> Decision:
+        forced = self.overrides.get(op, self.overrides.get("*"))
+        known = [impl for name, impl in self.impls if name == op] + [TABLE[op].reference]
+        if forced is not None and op in self.overrides and forced not in {k.name for k in known}:
+            names = [k.name for k in known]
+            raise ConfigError(f"--op {op}={forced}: no such implementation here; there are {names}")
+        verdicts: list[tuple[str, Verdict]] = []
+        best: tuple[OpImpl, Support] | None = None
+        for impl in known:
+            verdict = self._judge(op, spec, impl)
+            if forced is not None and impl.name != forced and isinstance(verdict, Support):
+                verdict = Reject("override", f"--op asks for {forced}")
+            verdicts.append((impl.name, verdict))
+            better = isinstance(verdict, Support) and (
+                best is None or verdict.priority > best[1].priority
+            )
+            if better and isinstance(verdict, Support):
+                best = (impl, verdict)
+        if best is None:
+            raise ResolveError(no_implementation(op, spec, verdicts, self.require_native))
+        return Decision(op, spec, best[0], best[1], verdicts)
+
+    def _judge(self, op: str, spec: Any, impl: OpImpl) -> Verdict:
+        verdict = impl.supports(spec, self.device)
+        if isinstance(verdict, Reject):
+            return verdict
+        if STRENGTH[verdict.invariance] < STRENGTH[spec.determinism]:
+            return Reject("determinism", f"gives {verdict.invariance}, asked {spec.determinism}")
+        kv = getattr(spec, "kv", None)
+        if kv is not None:
+            if verdict.layouts and kv.layout not in verdict.layouts:
+                return Reject("layout", f"{kv.layout} not in {verdict.layouts}")
+            if verdict.page_sizes and kv.page_size not in verdict.page_sizes:
+                return Reject("page_size", f"{kv.page_size} not in {verdict.page_sizes}")
+        if self.require_native and impl is TABLE[op].reference and TABLE[op].parts is None:
+            return Reject("strict", f"--require-native {op}")
+        return verdict
+
+    def choose_pages(
+        self, spec: Any, layouts: list[KVLayout], page_sizes: list[int]
+    ) -> tuple[KVLayout, int]:
+        """Layout and page size that the best attention for `spec` wants; earlier entries win ties.
+
+        Raises ResolveError if no combination has an implementation.
+        """
+        best: tuple[int, KVLayout, int] | None = None
+        failure: ResolveError | None = None
+        for size in page_sizes:
+            for layout in layouts:
+                kv = replace(spec.kv, layout=layout.id, page_size=size)
+                try:
+                    found = self._decide("attention.paged", replace(spec, kv=kv))
+                except ResolveError as error:
+                    failure = failure or error
+                    continue
+                if best is None or found.support.priority > best[0]:
+                    best = (found.support.priority, layout, size)
+        if best is None:
+            raise failure or ResolveError("no KV layout and page size to choose from")
+        return best[1], best[2]
+
+    def fallbacks(self) -> list[str]:
+        """Ops that run by reference although the device brings implementations of its own."""
+        if not self.impls:
+            return []
+        return sorted(
+            {
+                d.op
+                for d in self.decisions.values()
+                if d.chosen is TABLE[d.op].reference and TABLE[d.op].parts is None
+            }
+        )
+
+
+def no_implementation(op: str, spec: Any, verdicts: list[tuple[str, Verdict]], strict: bool) -> str:
+    """The error text when every candidate was rejected."""
+    lines = [f"no implementation of {op}" + (" (strict mode)" if strict else "")]
+    lines.append(f"  spec: {describe(spec)}")
+    for name, verdict in verdicts:
+        assert isinstance(verdict, Reject)
+        lines.append(f"  {name:<20} rejected[{verdict.code}]: {verdict.reason}")
+    hint = f"  try: --op {op}=reference"
+    lines.append(hint + (", or leave out --require-native" if strict else ""))
+    return "\n".join(lines)
+
+
+def parse_overrides(items: list[str]) -> dict[str, str]:
+    """["linear=reference"] -> {"linear": "reference"}. Raises ConfigError."""
+    result = {}
+    for item in items:
+        op, equals, impl = item.partition("=")
+        if not equals or not op or not impl:
+            raise ConfigError(f"--op {item}: write OP=IMPLEMENTATION, e.g. linear=reference")
+        result[op] = impl
+    return result

@@ -1,0 +1,200 @@
+"""From a checkpoint and a device to a model whose ops are bound: what happens once, at start.
+
+Knows no architecture: models are found through the entry point group `inferplane.models`.
+"""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from inferplane.config import Config
+from inferplane.errors import ConfigError, ModelError
+from inferplane.hw.device import Device, Hints
+from inferplane.hw.kv import CANONICAL, KVGroup, KVLayout, KVSpec, LayerKV
+from inferplane.hw.op import Bound, Determinism
+from inferplane.hw.ops.attention import AttentionSpec
+from inferplane.layers import LayerCache, Model
+from inferplane.plugins import Plugins, model_rows
+from inferplane.resolver import Resolver, parse_overrides
+from inferplane.weights import Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DEFAULT_PAGE_SIZE = 16
+
+
+@dataclass(slots=True)
+class Build:
+    """What models and op implementations are built with; see layers.Builder and
+    hw.op.BuildContext."""
+
+    device: Device
+    resolver: Resolver
+    dtype: str
+    determinism: Determinism
+    max_model_len: int
+    groups: list[KVGroup]
+    handles: dict[int, LayerKV]
+    weights: Weights
+    bound: list[Bound] = field(default_factory=list)
+
+    def bind(self, op: str, spec: Any) -> Bound:
+        made = self.resolver.resolve(op, spec).chosen.build(spec, self)
+        self.bound.append(made)
+        return made
+
+    def group_of(self, layer: int) -> tuple[int, KVSpec]:
+        for index, group in enumerate(self.groups):
+            if layer in group.layers:
+                return index, group.spec
+        raise ModelError(f"layer {layer} keeps no KV cache, but attends")
+
+    def kv(self, layer: int) -> LayerKV:
+        return self.handles[layer]
+
+    def empty(self, shape: Sequence[int], dtype: str) -> "Tensor":
+        import torch
+
+        return torch.empty(
+            tuple(shape), dtype=getattr(torch, dtype), device=self.device.info.torch_device
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A model class with the flags of its row in the map."""
+
+    model_type: str
+    cls: Any
+    flags: dict[str, Any]
+    package: str
+
+    def caches(self, config: dict[str, Any]) -> list[LayerCache]:
+        layers: list[LayerCache] = self.cls.caches(config, **self.flags)
+        return layers
+
+    def construct(self, config: dict[str, Any], build: Build) -> Model:
+        model: Model = self.cls(config, build, **self.flags)
+        return model
+
+    def stored_name(self, name: str, stored: Sequence[str]) -> str:
+        """The checkpoint's name of a weight, where the architecture renames."""
+        rename = getattr(self.cls, "stored_name", None)
+        return str(rename(name, stored)) if rename else name
+
+
+def find_architecture(config: dict[str, Any]) -> Architecture:
+    """The class for a configuration's model_type. ModelError lists what is supported."""
+    wanted = config.get("model_type")
+    known: list[str] = []
+    for _, module, package in model_rows():
+        rows = module.ARCHITECTURES
+        if wanted in rows:
+            path, flags = rows[wanted]
+            where, _, name = path.partition(":")
+            cls = getattr(importlib.import_module(where), name)
+            return Architecture(str(wanted), cls, flags, package)
+        known.extend(rows)
+    raise ModelError(
+        f"architecture {wanted!r} is not supported; supported are {', '.join(sorted(known))}"
+    )
+
+
+def choose_dtype(config: Config, model: dict[str, Any], device: Device, hints: Hints) -> Config:
+    """Fill in --dtype: the backend's preference, else the checkpoint's type if the device has it,
+    else float32. ConfigError for a type that the device lacks."""
+    usable = device.dtypes()
+    if config.dtype != "auto":
+        if config.dtype not in usable:
+            raise ConfigError(f"--dtype {config.dtype}: {device.info.name} has {', '.join(usable)}")
+        return config
+    if hints.dtype:
+        return config.decide(f"preferred by {device.info.backend}", dtype=hints.dtype)
+    stored = model.get("dtype") or model.get("torch_dtype") or "bfloat16"
+    if stored in usable and usable[stored] == "native" and stored != "float16":
+        return config.decide("type of the checkpoint", dtype=stored)
+    return config.decide(f"{device.info.name} lacks {stored}", dtype="float32")
+
+
+def choose_length(config: Config, model: dict[str, Any]) -> Config:
+    """Fill in and check --max-model-len."""
+    text = model.get("text_config", model)
+    limit = int(text.get("max_position_embeddings", 2048))
+    if config.max_model_len is None:
+        return config.decide("max_position_embeddings of the model", max_model_len=limit)
+    if config.max_model_len > limit:
+        raise ConfigError(
+            f"--max-model-len {config.max_model_len} is more than the model's {limit} positions"
+        )
+    return config
+
+
+def group_layers(caches: list[LayerCache], dtype: str) -> list[KVGroup]:
+    """Layers that keep the same things share a group; full attention comes first."""
+    order = sorted(set(caches), key=lambda c: (c.window > 0, c.window, c.num_kv_heads, c.head_dim))
+    groups = []
+    for cache in order:
+        spec = KVSpec(
+            num_kv_heads=cache.num_kv_heads, head_dim=cache.head_dim, dtype=dtype, page_size=1
+        )
+        layers = tuple(i for i, c in enumerate(caches) if c == cache)
+        name = f"window{cache.window}" if cache.window else "full"
+        groups.append(KVGroup(name=name, window=cache.window, layers=layers, spec=spec))
+    return groups
+
+
+def negotiate_pages(
+    config: Config,
+    groups: list[KVGroup],
+    heads: int,
+    resolver: Resolver,
+    layouts: list[KVLayout],
+    hints: Hints,
+) -> tuple[Config, list[KVGroup], dict[int, LayerKV]]:
+    """Let the attention implementations choose page size and layout; make empty KV handles.
+
+    All groups share one page size: the prefix cache's tree has one node per page.
+    """
+    determinism: Determinism = "batch" if config.enable_deterministic_inference else "run"
+    sizes = [config.page_size] if config.page_size else []
+    if not sizes:
+        wanted = [hints.page_size or DEFAULT_PAGE_SIZE, DEFAULT_PAGE_SIZE, 32, 64, 128]
+        sizes = list(dict.fromkeys(wanted))
+    chosen: list[KVGroup] = []
+    handles: dict[int, LayerKV] = {}
+    for index, group in enumerate(groups):
+        spec = AttentionSpec(
+            layer=group.layers[0],
+            group=index,
+            num_heads=heads,
+            kv=group.spec,
+            dtype=config.dtype,
+            scale=group.spec.head_dim**-0.5,
+            window=group.window,
+            determinism=determinism,
+        )
+        layout, size = resolver.choose_pages(spec, layouts, sizes)
+        sizes = [size]
+        group = replace(group, spec=replace(group.spec, layout=layout.id, page_size=size))
+        chosen.append(group)
+        for layer in group.layers:
+            handles[layer] = LayerKV(layout, group.spec)
+    if config.page_size is None:
+        config = config.decide("choice of the attention kernels", page_size=sizes[0])
+    return config, chosen, handles
+
+
+def make_resolver(config: Config, plugins: Plugins, device: Device) -> Resolver:
+    return Resolver(
+        device=device,
+        impls=plugins.op_impls(device),
+        overrides=parse_overrides(config.op),
+        require_native=config.require_native,
+    )
+
+
+def kv_layouts(plugins: Plugins, device: Device) -> list[KVLayout]:
+    """The backend's layouts, then the canonical one."""
+    return [*(plugins.optional("kv_layouts", device) or ()), CANONICAL]

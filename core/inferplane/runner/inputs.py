@@ -1,0 +1,205 @@
+"""A StepPlan becomes a ForwardBatch: one copy of 32 bit words to the device, the rest from tables.
+
+The words are, in this order: row[B], q_start[B + 1], token[T], token_row[T], token_offset[T],
+last[N] (index of the token whose logits are sampled), sample_row[N] (row of its sequence); then the
+changes of the tables: (group, row, column, page) x W, and packed rows x K. The first part is the
+input of a recorded graph, the second is applied before it.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from inferplane.hw.batch import FROM_DEVICE, ForwardBatch, StepPlan
+from inferplane.hw.device import Device, Event
+from inferplane.hw.kv import KVGroup
+from inferplane.runner.tables import WIDTH, Tables, pack_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Padded sizes of a step; equal buckets share a recorded graph. `decode`: every sequence
+    computes one token."""
+
+    tokens: int
+    seqs: int
+    samples: int
+    columns: int
+    decode: bool
+
+    @property
+    def words(self) -> int:
+        return 2 * self.seqs + 1 + 3 * self.tokens + 2 * self.samples
+
+
+@dataclass(slots=True)
+class Step:
+    """A step whose inputs are on the device."""
+
+    plan: StepPlan
+    bucket: Bucket
+    words: "Tensor"  # i32[bucket.words] on the device
+
+
+@dataclass(slots=True)
+class _Staging:
+    """A pinned host buffer, and when the device has read it."""
+
+    buffer: "Tensor"
+    read: Event | None = None
+
+
+class Inputs:
+    """Packs plans and derives batches. `buckets`: sizes to pad to; empty: exact shapes."""
+
+    def __init__(
+        self,
+        device: Device,
+        tables: Tables,
+        groups: list[KVGroup],
+        buckets: tuple[int, ...],
+        max_columns: int,
+        depth: int,
+    ) -> None:
+        self._device = device
+        self._tables = tables
+        self._page_size = groups[0].spec.page_size
+        self._groups = len(groups)
+        self._buckets = buckets
+        self._policy = device.info.shape_policy
+        self._max_columns = max_columns
+        self._staging = [_Staging(device.host_buffer(4096, "int32")) for _ in range(depth + 2)]
+        self._static: dict[Bucket, Tensor] = {}
+
+    def bucket_of(self, plan: StepPlan) -> Bucket:
+        tokens, seqs, samples = len(plan.tokens), len(plan.rows), len(plan.sample)
+        longest = max(s + q for s, q in zip(plan.starts, plan.q_lens, strict=True))
+        columns = -(-longest // self._page_size)
+        decode = plan.num_decode == seqs
+        if self._policy == "dynamic":
+            return Bucket(tokens, seqs, samples, columns, decode)
+        seqs = samples = self._pad(seqs)
+        tokens = seqs if decode else max(self._pad(tokens), seqs)
+        columns = self._max_columns if self._policy == "static" else self._pad(columns)
+        return Bucket(tokens, seqs, samples, min(columns, self._max_columns), decode)
+
+    def _pad(self, count: int) -> int:
+        for size in self._buckets:
+            if size >= count:
+                return size
+        return 1 << (count - 1).bit_length()
+
+    def send(self, plan: StepPlan) -> Step:
+        """Copy the plan's words to the device and apply its changes to the tables."""
+        import torch
+
+        bucket = self.bucket_of(plan)
+        words = pack(plan, bucket)
+        pages = [w for p in plan.pages for w in (p.group, p.row, p.column, p.page)]
+        rows = pack_rows(plan.init, self._tables.vocab)
+        total = len(words) + len(pages) + len(rows)
+        staging = self._staging[plan.step % len(self._staging)]
+        if staging.read is not None:
+            staging.read.synchronize()
+        if staging.buffer.numel() < total:
+            staging.buffer = self._device.host_buffer(2 * total, "int32")
+        view = staging.buffer[:total]
+        view.numpy()[:] = words + pages + rows
+        target = self._device.info.torch_device
+        # on the CPU the copy is real, too: the staging buffer is written again soon
+        sent = torch.empty(total, dtype=torch.int32, device=target)
+        sent.copy_(view, non_blocking=True)
+        staging.read = self._device.record()
+        head = sent[: len(words)]
+        if self._policy != "dynamic":
+            if bucket not in self._static:
+                self._static[bucket] = torch.empty_like(head)
+            head = self._static[bucket].copy_(head)
+        self._apply(plan, sent[len(words) : len(words) + len(pages)], sent[len(words + pages) :])
+        return Step(plan, bucket, head)
+
+    def _apply(self, plan: StepPlan, pages: "Tensor", rows: "Tensor") -> None:
+        if plan.pages:
+            at = pages.view(-1, 4)
+            for group in range(self._groups):
+                chosen = at
+                if self._groups > 1:
+                    mine = [i for i, p in enumerate(plan.pages) if p.group == group]
+                    if not mine:
+                        continue
+                    chosen = at[mine]
+                self._tables.put_pages(group, chosen[:, 1], chosen[:, 2], chosen[:, 3])
+        if plan.init:
+            self._tables.start_rows(rows.view(-1, WIDTH))
+
+    def derive(self, step: Step) -> ForwardBatch:
+        """The batch from words and tables; also counts the step's tokens as computed."""
+        import torch
+
+        bucket, tables, plan = step.bucket, self._tables, step.plan
+        B, T, N = bucket.seqs, bucket.tokens, bucket.samples
+        row, q_start, token, token_row, offset, last, _ = step.words.split(
+            [B, B + 1, T, T, T, N, N]
+        )
+        before = tables.num_computed
+        position = before.index_select(0, token_row) + offset
+        known = tables.last_token.index_select(0, token_row)
+        q_len = q_start[1:] - q_start[:-1]
+        seq_len = before.index_select(0, row) + q_len
+        tables.put("num_computed", (row,), seq_len)
+        column = position.div(self._page_size, rounding_mode="floor")
+        inside = position - column * self._page_size
+        where = (token_row.long(), column.long())
+        host_start = [0]
+        for count in plan.q_lens:
+            host_start.append(host_start[-1] + count)
+        host_start += [host_start[-1]] * (B - len(plan.rows))
+        lengths = [s + q for s, q in zip(plan.starts, plan.q_lens, strict=True)]
+        exact = self._policy == "dynamic"
+        return ForwardBatch(
+            num_tokens=len(plan.tokens),
+            num_seqs=len(plan.rows),
+            num_decode=plan.num_decode,
+            num_verify=plan.num_verify,
+            token_ids=torch.where(token == FROM_DEVICE, known, token),
+            position=position,
+            slot=tuple(pages[where] * self._page_size + inside for pages in tables.pages),
+            row=row,
+            q_start=q_start,
+            seq_len=seq_len,
+            page_table=tuple(
+                pages[:, : bucket.columns].index_select(0, row) for pages in tables.pages
+            ),
+            logit_index=last,
+            host_q_start=host_start,
+            host_seq_len=lengths + [0] * (B - len(lengths)),
+            host_exact=plan.exact,
+            max_q=1 if bucket.decode else (max(plan.q_lens) if exact else T),
+            max_kv=max(lengths) if exact else bucket.columns * self._page_size,
+        )
+
+
+def pack(plan: StepPlan, bucket: Bucket) -> list[int]:
+    """The words of a plan, padded to the bucket."""
+    spare_seqs = bucket.seqs - len(plan.rows)
+    spare_tokens = bucket.tokens - len(plan.tokens)
+    spare_samples = bucket.samples - len(plan.sample)
+    starts, token_row, offset = [0], list[int](), list[int]()
+    for row, count in zip(plan.rows, plan.q_lens, strict=True):
+        starts.append(starts[-1] + count)
+        if count == 1:
+            token_row.append(row)
+            offset.append(0)
+        else:
+            token_row += [row] * count
+            offset += range(count)
+    zeros = [0] * spare_tokens
+    last = [starts[i + 1] - 1 for i in plan.sample]
+    sample_row = [plan.rows[i] for i in plan.sample]
+    words = plan.rows + [0] * spare_seqs
+    words += starts + [starts[-1]] * spare_seqs
+    words += plan.tokens + zeros + token_row + zeros + offset + zeros
+    zeros = [0] * spare_samples
+    return words + last + zeros + sample_row + zeros

@@ -1,0 +1,177 @@
+"""Opening a device and a model for a configuration: the start of every engine."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from inferplane.config import Config
+from inferplane.hw.device import Device, Hints
+from inferplane.hw.kv import KVGroup
+from inferplane.layers import Model
+from inferplane.plugins import Plugins, open_device
+from inferplane.resolver import Resolver
+from inferplane.runner.build import (
+    Architecture,
+    Build,
+    choose_dtype,
+    choose_length,
+    find_architecture,
+    group_layers,
+    kv_layouts,
+    make_resolver,
+    negotiate_pages,
+)
+from inferplane.runner.inputs import Inputs
+from inferplane.runner.memory import Budget, allocate, plan_memory
+from inferplane.runner.runner import Runner
+from inferplane.runner.sampler import Sampler
+from inferplane.runner.tables import make_tables
+from inferplane.scheduling.pages import KVGroupPages
+from inferplane.weights import CheckpointWeights, DummyWeights, Progress, TensorSource, Weights
+
+
+class Source(Protocol):
+    """A checkpoint: its Hugging Face configuration and its tensors."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def config(self) -> dict[str, Any]: ...
+
+    def tensors(self) -> TensorSource: ...
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A device that has agreed on how to run a model, before any weight is read."""
+
+    config: Config
+    model: dict[str, Any]
+    architecture: Architecture
+    device: Device
+    hints: Hints
+    plugins: Plugins
+    build: Build
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A model that is ready to run."""
+
+    config: Config
+    device: Device
+    resolver: Resolver
+    architecture: str
+    vocab_size: int
+    groups: list[KVGroup]
+    pages: list[KVGroupPages]
+    budget: Budget
+    runner: Runner
+    model: Model
+    depth: int
+
+
+def prepare(config: Config, model: dict[str, Any], plugins: Plugins) -> Prepared:
+    """Choose device, types, sizes and KV layout. Raises the errors of each choice."""
+    architecture = find_architecture(model)
+    device, reason = open_device(plugins, config.device)
+    if reason:
+        config = config.decide(reason, device=device.info.backend)
+    hints = plugins.optional("hints", device) or Hints()
+    config = choose_length(choose_dtype(config, model, device, hints), model)
+    defaults = type(config)(model=config.model)
+    for name in ("max_running", "max_batch_tokens"):
+        proposed = getattr(hints, name)
+        if proposed is not None and getattr(config, name) == getattr(defaults, name):
+            config = config.decide(f"preferred by {device.info.backend}", **{name: proposed})
+    resolver = make_resolver(config, plugins, device)
+    text = model.get("text_config", model)
+    config, groups, handles = negotiate_pages(
+        config,
+        group_layers(architecture.caches(model), config.dtype),
+        int(text["num_attention_heads"]),
+        resolver,
+        kv_layouts(plugins, device),
+        hints,
+    )
+    assert config.max_model_len is not None
+    build = Build(
+        device=device,
+        resolver=resolver,
+        dtype=config.dtype,
+        determinism="batch" if config.enable_deterministic_inference else "run",
+        max_model_len=config.max_model_len,
+        groups=groups,
+        handles=handles,
+        weights=DummyWeights(config.dtype, device.info.torch_device, {}),
+    )
+    return Prepared(config, model, architecture, device, hints, plugins, build)
+
+
+def open_weights(prepared: Prepared, source: Source, progress: Progress | None) -> Weights:
+    config, torch_device = prepared.config, prepared.device.info.torch_device
+    if config.load_format == "dummy":
+        return DummyWeights(config.dtype, torch_device, {})
+    tensors = source.tensors()
+    stored = tensors.names()
+    return CheckpointWeights(
+        tensors,
+        config.dtype,
+        torch_device,
+        progress,
+        rename=lambda name: prepared.architecture.stored_name(name, stored),
+    )
+
+
+def load(
+    config: Config,
+    source: Source,
+    plugins: Plugins,
+    progress: Progress | None = None,
+    on_prepared: Callable[[Prepared], None] | None = None,
+) -> Loaded:
+    """Read the weights, build the model, and give it memory."""
+    import torch
+
+    prepared = prepare(config, source.config, plugins)
+    if on_prepared:
+        on_prepared(prepared)
+    config, device, build = prepared.config, prepared.device, prepared.build
+    build.weights = open_weights(prepared, source, progress)
+    with torch.inference_mode():
+        model = prepared.architecture.construct(source.config, build)
+    config, budget = plan_memory(
+        config, source.config, device, prepared.hints, build.groups, build.handles
+    )
+    pages = allocate(build.groups, build.handles, budget, device)
+    assert config.max_model_len is not None and config.page_size is not None
+    columns = -(-config.max_model_len // config.page_size)
+    vocab = int(source.config.get("text_config", source.config)["vocab_size"])
+    with torch.inference_mode():
+        tables = make_tables(
+            config.max_running + 1,
+            [columns] * len(build.groups),
+            vocab,
+            device.info.torch_device,
+            device.info.traits.inplace,
+        )
+        sampler = Sampler(build, tables, vocab)
+    depth = 0 if config.disable_overlap or device.record() is None else 1
+    inputs = Inputs(device, tables, build.groups, prepared.hints.token_buckets, columns, depth)
+    graphs = None if config.disable_graphs else plugins.optional("graphs", device)
+    runner = Runner(device, model, build, tables, inputs, sampler, graphs)
+    device.freeze()
+    return Loaded(
+        config=config,
+        device=device,
+        resolver=build.resolver,
+        architecture=prepared.architecture.model_type,
+        vocab_size=vocab,
+        groups=build.groups,
+        pages=pages,
+        budget=budget,
+        runner=runner,
+        model=model,
+        depth=depth,
+    )

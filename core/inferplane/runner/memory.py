@@ -1,0 +1,127 @@
+"""How large the KV cache becomes: the memory that weights, tables and one step leave over."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from inferplane.config import Config
+from inferplane.errors import ConfigError
+from inferplane.hw.device import Device, Hints
+from inferplane.hw.kv import KVGroup, LayerKV
+from inferplane.scheduling.pages import KVGroupPages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """Bytes; printed by explain."""
+
+    free: int
+    total: int
+    step: int
+    """activations and logits of the largest step"""
+    kv: int
+    pages: tuple[int, ...]
+    """by KV group, the null page included"""
+    tokens: int
+    """that the full-attention group, or the only one, can hold"""
+
+
+def step_bytes(model: dict[str, Any], config: Config) -> int:
+    """What one step needs besides weights and KV: a few rows of every width per token, and float32
+    logits with two copies for sampling."""
+    text = model.get("text_config", model)
+    width = 4 if config.dtype == "float32" else 2
+    per_token = (8 * int(text["hidden_size"]) + 3 * int(text["intermediate_size"])) * width
+    rows = min(config.max_running, config.max_batch_tokens)
+    return config.max_batch_tokens * per_token + 3 * rows * int(text["vocab_size"]) * 4
+
+
+def page_counts(config: Config, groups: list[KVGroup], columns: int) -> list[int]:
+    """Pages by group when a full-attention group has `columns`: a window group never needs more
+    than its window, a chunk and a partial page for each running sequence."""
+    size = groups[0].spec.page_size
+    counts = []
+    for group in groups:
+        most = -(-group.window // size) + -(-config.max_batch_tokens // size) + 2
+        counts.append(min(columns, config.max_running * most) if group.window else columns)
+    return [count + 1 for count in counts]  # the null page
+
+
+def plan_memory(
+    config: Config,
+    model: dict[str, Any],
+    device: Device,
+    hints: Hints,
+    groups: list[KVGroup],
+    handles: dict[int, LayerKV],
+) -> tuple[Config, Budget]:
+    """Sizes of all KV groups. ConfigError with the numbers if nothing useful fits."""
+    size = groups[0].spec.page_size
+    page_bytes = [len(g.layers) * handles[g.layers[0]].layout.page_bytes(g.spec) for g in groups]
+
+    def total_bytes(columns: int) -> int:
+        counts = page_counts(config, groups, columns)
+        return sum(n * b for n, b in zip(counts, page_bytes, strict=True))
+
+    free, total = device.memory()
+    step = step_bytes(model, config)
+    room = int(free - total * (1 - config.memory_fraction)) - step
+    assert config.max_model_len is not None
+    useful = config.max_running * -(-config.max_model_len // size)
+    if config.kv_cache_tokens is not None:
+        columns = -(-config.kv_cache_tokens // size)
+        if total_bytes(columns) > free - step:
+            raise ConfigError(
+                f"--kv-cache-tokens {config.kv_cache_tokens} needs {_gib(total_bytes(columns))} "
+                f"of memory, {_gib(free - step)} are free: lower it"
+            )
+    else:
+        if hints.kv_cache_bytes:
+            room = min(room, hints.kv_cache_bytes)
+        low, high = 0, useful
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if total_bytes(middle) <= room else (low, middle - 1)
+        columns = low
+        reason = f"{_gib(max(room, 0))} left for KV cache of {_gib(total)}"
+        config = config.decide(reason, kv_cache_tokens=max(columns * size, 1))
+    if columns == 0:
+        raise ConfigError(
+            f"KV cache has 0 pages: {_gib(free)} of memory are free and a step needs "
+            f"{_gib(step)}; raise --memory-fraction ({config.memory_fraction}), or lower "
+            f"--max-batch-tokens ({config.max_batch_tokens}) or --max-model-len "
+            f"({config.max_model_len})"
+        )
+    counts = page_counts(config, groups, columns)
+    budget = Budget(
+        free=free,
+        total=total,
+        step=step,
+        kv=total_bytes(columns),
+        pages=tuple(counts),
+        tokens=columns * size,
+    )
+    return config, budget
+
+
+def allocate(
+    groups: list[KVGroup], handles: dict[int, LayerKV], budget: Budget, device: Device
+) -> list[KVGroupPages]:
+    """Make every layer's pages; returns what the scheduler must know of the groups."""
+    result = []
+    for group, pages in zip(groups, budget.pages, strict=True):
+        for layer in group.layers:
+            handle = handles[layer]
+            handle.data = handle.layout.alloc(pages, group.spec, device)
+        result.append(
+            KVGroupPages(
+                name=group.name,
+                num_pages=pages,
+                page_size=group.spec.page_size,
+                window=group.window or None,
+            )
+        )
+    return result
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"

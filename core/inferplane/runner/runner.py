@@ -1,0 +1,196 @@
+"""Runs StepPlans on one device: forward, sample, and the copy of the results to the host.
+
+Everything is launched in order and nothing here waits for the device except `Pending.wait`.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from inferplane.hw.batch import ForwardBatch, PromptLogprobs, StepPlan, StepResult
+from inferplane.hw.device import Device, Event
+from inferplane.hw.graphs import Graph, GraphBackend
+from inferplane.layers import Model
+from inferplane.runner.build import Build
+from inferplane.runner.inputs import Bucket, Inputs, Step
+from inferplane.runner.sampler import Sampler
+from inferplane.runner.tables import Tables
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LOGITS_BYTES = 64 * 2**20
+"""Prompt logprobs are scored in chunks of rows whose float32 logits take at most this much."""
+
+Scores = tuple["Tensor", "Tensor", "Tensor", "Tensor"]
+"""logprob f32[n], rank i32[n], top ids i32[n, k], top logprobs f32[n, k]"""
+
+
+@dataclass(slots=True)
+class Forwarded:
+    """A step whose forward pass is launched and whose tokens are not yet drawn."""
+
+    step: Step
+    batch: ForwardBatch
+    hidden: "Tensor"  # [T, d]
+    logits: "Tensor"  # f32[N, V]
+
+
+@dataclass(slots=True)
+class Pending:
+    """A launched step. `wait` returns its result; the tensors are host copies under way."""
+
+    plan: StepPlan
+    done: Event | None
+    tokens: "Tensor"
+    scores: Scores | None
+    prompt_scores: list[list[Scores]] = field(default_factory=list)
+
+    def wait(self) -> StepResult:
+        if self.done is not None:
+            self.done.synchronize()
+        plan, count = self.plan, len(self.plan.sample)
+        logprobs: list[Any] = []
+        if self.scores is not None:
+            rows = _rows(self.scores)
+            logprobs = [
+                None if want < 0 else (row[0], row[1], row[2][:want])
+                for want, row in zip(plan.logprobs, rows, strict=False)
+            ]
+        prompt = [
+            [(p, r, t[: want.top]) for part in parts for p, r, t in _rows(part)]
+            for want, parts in zip(plan.prompt_logprobs, self.prompt_scores, strict=True)
+        ]
+        return StepResult(
+            tokens=self.tokens.tolist()[:count], logprobs=logprobs, prompt_logprobs=prompt
+        )
+
+
+def _rows(scores: Scores) -> list[tuple[float, int, list[tuple[int, float]]]]:
+    logprob, rank, ids, values = (part.tolist() for part in scores)
+    tops = [list(zip(i, v, strict=True)) for i, v in zip(ids, values, strict=True)]
+    return list(zip(logprob, rank, tops, strict=True))
+
+
+class Runner:
+    """One model on one device with its tables."""
+
+    def __init__(
+        self,
+        device: Device,
+        model: Model,
+        build: Build,
+        tables: Tables,
+        inputs: Inputs,
+        sampler: Sampler,
+        graphs: GraphBackend | None,
+    ) -> None:
+        self.device = device
+        self.graphs = graphs
+        self._model = model
+        self._tables = tables
+        self._inputs = inputs
+        self._sampler = sampler
+        self._plans = [bound for bound in build.bound if bound.plan is not None]
+        self._recorded: dict[Bucket, tuple[Graph, ForwardBatch]] = {}
+
+    def launch(self, plan: StepPlan) -> Pending:
+        """Forward and sample; returns at once on devices that work asynchronously."""
+        import torch
+
+        with torch.inference_mode():
+            return self.sample(self.forward(plan))
+
+    def forward(self, plan: StepPlan) -> Forwarded:
+        """Launch the model on a plan."""
+        step = self._inputs.send(plan)
+        self._sampler.start(plan.init)
+        if self._captured(step.bucket):
+            return self._replay(step)
+        batch = self._inputs.derive(step)
+        self._plan_ops(batch)
+        hidden, logits = self._compute(batch)
+        return Forwarded(step, batch, hidden, logits)
+
+    def _captured(self, bucket: Bucket) -> bool:
+        policy = self.device.info.shape_policy
+        return self.graphs is not None and (bucket.decode or policy == "static")
+
+    def _compute(self, batch: ForwardBatch) -> "tuple[Tensor, Tensor]":
+        hidden = self._model.forward(batch)
+        return hidden, self._model.logits(hidden.index_select(0, batch.logit_index))
+
+    def _plan_ops(self, batch: ForwardBatch) -> None:
+        for bound in self._plans:
+            assert bound.plan is not None
+            bound.plan(batch)
+
+    def _replay(self, step: Step) -> Forwarded:
+        """Record the bucket at its first use, then run it from the recording.
+
+        The tables change while a step is recorded, so that one is the step itself.
+        """
+        assert self.graphs is not None
+        bucket = step.bucket
+        if bucket not in self._recorded:
+            made: list[Any] = []
+
+            def body() -> "tuple[Tensor, Tensor]":
+                batch = self._inputs.derive(step)
+                made.append(batch)
+                self._plan_ops(batch)
+                return self._compute(batch)
+
+            graph = self.graphs.capture(body)
+            self._recorded[bucket] = (graph, made[-1])
+        graph, batch = self._recorded[bucket]
+        hidden, logits = graph.replay(batch)
+        return Forwarded(step, batch, hidden, logits)
+
+    def sample(self, forwarded: Forwarded, bitmask: "Tensor | None" = None) -> Pending:
+        """Launch the draw and the copy of its results to the host."""
+        step, plan = forwarded.step, forwarded.step.plan
+        count = len(plan.sample)
+        scores: Scores | None = None
+        if count:
+            tokens = self._sampler.sample(step, forwarded.logits, bitmask)
+            if max(plan.logprobs, default=-1) >= 0:
+                scores = self._sampler.score(forwarded.logits, tokens, max(plan.logprobs))
+        else:
+            tokens = forwarded.logits.new_zeros(0)
+        prompt = [self._score_prompt(forwarded, wanted) for wanted in plan.prompt_logprobs]
+        host = self._to_host
+        return Pending(
+            plan=plan,
+            tokens=host(tokens),
+            scores=host_scores(host, scores) if scores else None,
+            prompt_scores=[[host_scores(host, part) for part in parts] for parts in prompt],
+            done=self.device.record(),
+        )
+
+    def _score_prompt(self, forwarded: Forwarded, wanted: PromptLogprobs) -> list[Scores]:
+        import torch
+
+        first = sum(forwarded.step.plan.q_lens[: wanted.index])
+        vocab = forwarded.logits.shape[-1]
+        rows = max(1, LOGITS_BYTES // (4 * vocab))
+        targets = torch.tensor(wanted.targets, dtype=torch.int32, device=forwarded.hidden.device)
+        hidden = forwarded.hidden[first : first + len(wanted.targets)]
+        return [
+            self._sampler.score(self._model.logits(h), t, wanted.top)
+            for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
+        ]
+
+    def _to_host(self, tensor: "Tensor") -> "Tensor":
+        """A copy on the host, complete once `done` is."""
+        import torch
+
+        if tensor.device.type == "cpu":
+            return tensor
+        target = self.device.host_buffer(tensor.numel(), str(tensor.dtype).removeprefix("torch."))
+        with torch.no_grad():
+            return target.view(tensor.shape).copy_(tensor, non_blocking=True)
+
+
+def host_scores(host: Any, scores: Scores) -> Scores:
+    one, two, three, four = scores
+    return host(one), host(two), host(three), host(four)

@@ -1,0 +1,168 @@
+"""`serve`: one engine process, one HTTP server, until a signal ends both."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+
+from inferplane.checkpoint.source import open_model
+from inferplane.config import Config
+from inferplane.errors import ConfigError, InferplaneError
+from inferplane.ipc.client import ENGINE_MODULE, ProcessClient
+from inferplane.server.app import create_app
+from inferplane.server.auth import load_key
+from inferplane.text.tokenizer import Tokenizer
+
+DRAIN_SECONDS = 30
+BACKLOG = 2048
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+FAST_EXIT_CODE = 130
+
+log = logging.getLogger(__name__)
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its signal handling, which ends the process with the signal."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+def serve(config: Config, *, say: Callable[[str], None] = print, module: str | None = None) -> int:
+    """Serve until SIGTERM or SIGINT, which let the requests in flight finish; a second one does
+    not. Returns the exit code. `module` replaces the engine process in tests.
+    """
+    logging.basicConfig(
+        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    key = load_key(config)
+    listener = _listen(config)
+    with listener:
+        source = open_model(config.model, config.revision)
+        client = ProcessClient(config, module=module or ENGINE_MODULE)
+
+        async def run() -> int:
+            loop = asyncio.get_running_loop()
+            starting = asyncio.create_task(client.start(say))
+            await asyncio.sleep(0)  # lets the engine process start before we read the vocabulary
+            tokenizer = await loop.run_in_executor(None, source.tokenizer, config.chat_template)
+            app = create_app(
+                client,
+                tokenizer,
+                config,
+                generation_config=source.generation_config,
+                eos_ids=_eos_ids(source.generation_config, tokenizer),
+                key=key,
+            )
+            return await Running(config, client, listener, app, say).until_signal(starting)
+
+        return _run_loop(run)
+
+
+def _run_loop(run: Any) -> int:
+    try:
+        import uvloop
+    except ImportError:
+        factory = None
+    else:
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        code: int = runner.run(run())
+        return code
+
+
+class Running:
+    """The server from its first request to its last."""
+
+    def __init__(
+        self,
+        config: Config,
+        client: ProcessClient,
+        listener: socket.socket,
+        app: Any,
+        say: Callable[[str], None],
+    ) -> None:
+        self._config = config
+        self._client = client
+        self._listener = listener
+        self._say = say
+        self._signals = 0
+        self._http = HttpServer(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=DRAIN_SECONDS,
+                h11_max_incomplete_event_size=64 * 1024,
+            )
+        )
+
+    async def until_signal(self, starting: "asyncio.Task[None]") -> int:
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self._on_signal)
+        serving = asyncio.create_task(self._http.serve([self._listener]))
+        try:
+            await asyncio.wait((starting, serving), return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()  # raises why the engine did not start
+                self._announce()
+            await serving
+        finally:
+            self._http.should_exit = True
+            starting.cancel()
+            await asyncio.gather(serving, starting, return_exceptions=True)
+            await self._client.close()
+        return 0
+
+    def _on_signal(self) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            self._client.kill()
+            os._exit(FAST_EXIT_CODE)
+        self._say("stopping: requests in flight may finish; once more to stop at once")
+        self._http.should_exit = True
+
+    def _announce(self) -> None:
+        host, port = self._listener.getsockname()[:2]
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        name = self._config.served_model_name or self._config.model
+        self._say(f"serving {name} on {url}")
+        self._say(
+            f"try: curl {url}/v1/chat/completions -H 'Content-Type: application/json'"
+            """ -d '{"messages": [{"role": "user", "content": "Say hello."}]}'"""
+        )
+
+
+def _listen(config: Config) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((config.host, config.port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen on {config.host} port {config.port} ({error.strerror}): "
+            "choose another --host or --port"
+        ) from None
+    return listener
+
+
+def _eos_ids(generation_config: dict[str, Any], tokenizer: Tokenizer) -> frozenset[int]:
+    """Every id that ends a sequence, from both places where models name them."""
+    named = generation_config.get("eos_token_id")
+    ids = named if isinstance(named, list) else [] if named is None else [named]
+    if not all(type(token) is int for token in ids):
+        raise InferplaneError(f"eos_token_id is {named!r}, must be an id or a list of ids")
+    return tokenizer.eos_ids | frozenset(ids)

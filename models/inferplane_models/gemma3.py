@@ -1,0 +1,128 @@
+"""Gemma 3, text (Gemma Team, arXiv 2503.19786): five layers with a sliding window to one with full
+attention, each kind with its own rotary base; norms before and after each block."""
+
+from typing import TYPE_CHECKING, Any
+
+from inferplane.hw import ForwardBatch
+from inferplane.layers import (
+    Attention,
+    Builder,
+    Embedding,
+    GatedMLP,
+    Head,
+    LayerCache,
+    Linear,
+    RMSNorm,
+)
+from inferplane_models.rope import rope_spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The text part of a vision-language configuration."""
+    text: dict[str, Any] = config.get("text_config", config)
+    return text
+
+
+def layer_types(config: dict[str, Any]) -> list[str]:
+    layers = int(config["num_hidden_layers"])
+    pattern = int(config.get("sliding_window_pattern") or config.get("_sliding_window_pattern", 6))
+    made = [
+        "full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(layers)
+    ]
+    return list(config.get("layer_types") or made)
+
+
+def per_layer_rope(config: dict[str, Any]) -> dict[str, Any]:
+    """Files before transformers 5 keep the two bases in fields of their own."""
+    if config.get("rope_parameters"):
+        return config
+    scaling = config.get("rope_scaling") or {}
+    full = {"rope_type": "default"} | scaling | {"rope_theta": config.get("rope_theta", 1e6)}
+    local = {"rope_type": "default", "rope_theta": config.get("rope_local_base_freq", 1e4)}
+    return config | {"rope_parameters": {"full_attention": full, "sliding_attention": local}}
+
+
+class Layer:
+    def __init__(self, config: dict[str, Any], build: Builder, index: int, kind: str) -> None:
+        name, dim = f"model.layers.{index}", int(config["hidden_size"])
+        heads, kv_heads = int(config["num_attention_heads"]), int(config["num_key_value_heads"])
+        size = int(config["head_dim"])
+
+        def norm(where: str, width: int) -> RMSNorm:
+            epsilon = float(config["rms_norm_eps"])
+            return RMSNorm(build, f"{name}.{where}", width, epsilon, offset=1.0, cast_first=False)
+
+        self.input_norm = norm("input_layernorm", dim)
+        self.qkv = Linear(
+            build,
+            [f"{name}.self_attn.{x}_proj" for x in "qkv"],
+            dim,
+            [heads * size, kv_heads * size, kv_heads * size],
+            bias=bool(config.get("attention_bias")),
+        )
+        self.attention = Attention(
+            build,
+            index,
+            heads,
+            rope_spec(config, size, build.max_model_len, build.dtype, kind),
+            scale=float(config["query_pre_attn_scalar"]) ** -0.5,
+            window=int(config["sliding_window"]) if kind == "sliding_attention" else 0,
+            softcap=float(config.get("attn_logit_softcapping") or 0.0),
+            head_norms=(norm("self_attn.q_norm", size), norm("self_attn.k_norm", size)),
+        )
+        self.out = Linear(build, f"{name}.self_attn.o_proj", heads * size, dim)
+        self.post_attention_norm = norm("post_attention_layernorm", dim)
+        self.pre_mlp_norm = norm("pre_feedforward_layernorm", dim)
+        self.mlp = GatedMLP(
+            build, f"{name}.mlp", dim, int(config["intermediate_size"]), "gelu_tanh"
+        )
+        self.post_mlp_norm = norm("post_feedforward_layernorm", dim)
+
+    def forward(
+        self, x: "Tensor", residual: "Tensor | None", batch: ForwardBatch
+    ) -> "tuple[Tensor, Tensor]":
+        """x [T, d] is what the previous block adds to the residual stream [T, d]."""
+        if residual is None:
+            x, residual = self.input_norm(x), x
+        else:
+            x, residual = self.input_norm.add(x, residual)
+        x = self.post_attention_norm(self.out(self.attention(self.qkv(x), batch)))
+        x, residual = self.pre_mlp_norm.add(x, residual)
+        return self.post_mlp_norm(self.mlp(x)), residual
+
+
+class Gemma3:
+    def __init__(self, config: dict[str, Any], build: Builder) -> None:
+        config = per_layer_rope(text_config(config))
+        dim, vocab = int(config["hidden_size"]), int(config["vocab_size"])
+        self.embedding = Embedding(build, "model.embed_tokens", vocab, dim, scale=dim**0.5)
+        self.layers = [Layer(config, build, i, kind) for i, kind in enumerate(layer_types(config))]
+        self.norm = RMSNorm(
+            build, "model.norm", dim, float(config["rms_norm_eps"]), offset=1.0, cast_first=False
+        )
+        softcap = float(config.get("final_logit_softcapping") or 0.0)
+        tied = self.embedding if config.get("tie_word_embeddings", True) else None
+        self.logits = Head(build, "lm_head", vocab, dim, tied, softcap)
+
+    @staticmethod
+    def caches(config: dict[str, Any]) -> list[LayerCache]:
+        config = text_config(config)
+        window = int(config["sliding_window"])
+        return [
+            LayerCache(
+                num_kv_heads=int(config["num_key_value_heads"]),
+                head_dim=int(config["head_dim"]),
+                window=window if kind == "sliding_attention" else 0,
+            )
+            for kind in layer_types(config)
+        ]
+
+    def forward(self, batch: ForwardBatch) -> "Tensor":
+        x, residual = self.embedding(batch.token_ids), None
+        for layer in self.layers:
+            x, residual = layer.forward(x, residual, batch)
+        assert residual is not None
+        return self.norm.add(x, residual)[0]

@@ -1,0 +1,136 @@
+"""Llama and the families that differ from it in flags: Mistral, Qwen2, Qwen3, SmolLM2.
+
+Pre-norm decoder with grouped-query attention, rotary embedding and a gated feed-forward
+(Touvron et al., arXiv 2302.13971; Dubey et al., arXiv 2407.21783).
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from inferplane.hw import ForwardBatch
+from inferplane.layers import (
+    Attention,
+    Builder,
+    Embedding,
+    GatedMLP,
+    Head,
+    LayerCache,
+    Linear,
+    RMSNorm,
+)
+from inferplane_models.rope import rope_spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def head_dim(config: dict[str, Any]) -> int:
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def windows(config: dict[str, Any], windowed: bool) -> list[int]:
+    """The sliding window of each layer, 0 for full attention."""
+    layers, window = int(config["num_hidden_layers"]), int(config.get("sliding_window") or 0)
+    if not windowed or config.get("use_sliding_window") is False:
+        return [0] * layers
+    kinds = config.get("layer_types")
+    if kinds:
+        return [window if kind == "sliding_attention" else 0 for kind in kinds]
+    first = int(config.get("max_window_layers", 0)) if "use_sliding_window" in config else 0
+    return [window if layer >= first else 0 for layer in range(layers)]
+
+
+class Layer:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        build: Builder,
+        index: int,
+        window: int,
+        bias: bool,
+        norms: bool,
+    ) -> None:
+        name, dim, size = f"model.layers.{index}", int(config["hidden_size"]), head_dim(config)
+        heads, kv_heads = int(config["num_attention_heads"]), int(config["num_key_value_heads"])
+        epsilon = float(config["rms_norm_eps"])
+        self.input_norm = RMSNorm(build, f"{name}.input_layernorm", dim, epsilon)
+        self.qkv = Linear(
+            build,
+            [f"{name}.self_attn.{x}_proj" for x in "qkv"],
+            dim,
+            [heads * size, kv_heads * size, kv_heads * size],
+            bias=bias,
+        )
+        head_norms = None
+        if norms:
+            at = f"{name}.self_attn"
+            head_norms = (
+                RMSNorm(build, f"{at}.q_norm", size, epsilon),
+                RMSNorm(build, f"{at}.k_norm", size, epsilon),
+            )
+        self.attention = Attention(
+            build,
+            index,
+            heads,
+            rope_spec(config, size, build.max_model_len, build.dtype),
+            scale=size**-0.5,
+            window=window,
+            head_norms=head_norms,
+        )
+        self.out = Linear(
+            build,
+            f"{name}.self_attn.o_proj",
+            heads * size,
+            dim,
+            bias=bool(config.get("attention_bias")),
+        )
+        self.post_norm = RMSNorm(build, f"{name}.post_attention_layernorm", dim, epsilon)
+        self.mlp = GatedMLP(build, f"{name}.mlp", dim, int(config["intermediate_size"]))
+
+    def forward(
+        self, x: "Tensor", residual: "Tensor | None", batch: ForwardBatch
+    ) -> "tuple[Tensor, Tensor]":
+        """x [T, d] is what the previous block adds to the residual stream [T, d]."""
+        if residual is None:
+            x, residual = self.input_norm(x), x
+        else:
+            x, residual = self.input_norm.add(x, residual)
+        x = self.out(self.attention(self.qkv(x), batch))
+        x, residual = self.post_norm.add(x, residual)
+        return self.mlp(x), residual
+
+
+class Llama:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        build: Builder,
+        *,
+        qkv_bias: bool = False,
+        head_norms: bool = False,
+        windowed: bool = False,
+    ) -> None:
+        dim, vocab = int(config["hidden_size"]), int(config["vocab_size"])
+        self.embedding = Embedding(build, "model.embed_tokens", vocab, dim)
+        bias = qkv_bias or bool(config.get("attention_bias"))
+        self.layers = [
+            Layer(config, build, i, window, bias, head_norms)
+            for i, window in enumerate(windows(config, windowed))
+        ]
+        self.norm = RMSNorm(build, "model.norm", dim, float(config["rms_norm_eps"]))
+        tied = self.embedding if config.get("tie_word_embeddings") else None
+        self.logits = Head(build, "lm_head", vocab, dim, tied)
+
+    @staticmethod
+    def caches(config: dict[str, Any], *, windowed: bool = False, **_: Any) -> list[LayerCache]:
+        heads, dim = int(config["num_key_value_heads"]), head_dim(config)
+        return [
+            LayerCache(num_kv_heads=heads, head_dim=dim, window=window)
+            for window in windows(config, windowed)
+        ]
+
+    def forward(self, batch: ForwardBatch) -> "Tensor":
+        x, residual = self.embedding(batch.token_ids), None
+        for layer in self.layers:
+            x, residual = layer.forward(x, residual, batch)
+        assert residual is not None
+        return self.norm.add(x, residual)[0]
