@@ -2,12 +2,15 @@
 # make test    the whole suite         make lint   ruff and mypy
 # make bench   throughput and latency  make docs   write the generated pages
 # make clean   remove .venv and caches
+#
+# make test PYTEST_ARGS='tests/core -x'    some of it     make test PYTHON_FLAGS=-O    no assertions
 
 PYTHON ?= python3
 PORT ?= 8000
 MODEL ?= smollm2
 WORKERS ?= 2
 PYTEST_ARGS ?=
+PYTHON_FLAGS ?=
 
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PROJECTS := pyproject.toml $(wildcard backends/*/pyproject.toml) ci/extras.py constraints.txt
@@ -17,13 +20,10 @@ OTHERS := $(filter-out backends/xeon/,$(dir $(wildcard backends/*/pyproject.toml
 .PHONY: serve test lint bench docs clean
 
 serve: .venv/.serve
-	@echo "When it is ready, try:"
-	@echo "  curl http://127.0.0.1:$(PORT)/v1/chat/completions -H 'Content-Type: application/json' \\"
-	@echo "    -d '{\"model\": \"default\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello!\"}]}'"
 	@exec .venv/bin/inferplane serve "$(MODEL)" --device xeon --port $(PORT)
 
 test: .venv/.test
-	.venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	.venv/bin/python $(PYTHON_FLAGS) -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 lint: .venv/.test
 	.venv/bin/ruff check .

@@ -1,7 +1,7 @@
 """Metadata hook of hatchling: the extras of the distribution `inferplane`.
 
-In a checkout the extra of a backend points at its folder; in a release (INFERPLANE_RELEASE=1, or
-building from an sdist, which has no backends folder) it names the distribution of the same version.
+In a checkout the extra of a backend points at its folder; in a release (INFERPLANE_RELEASE=1, and
+wheels built from its source archive) it names the distribution of the same version.
 """
 
 import os
@@ -12,8 +12,8 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 BACKENDS = {
     "ascend": ("ascend",),
-    "cuda": ("cuda",),
-    "rocm": ("rocm",),
+    "cuda": ("cuda", "triton"),
+    "rocm": ("rocm", "triton"),
     "tpu": ("tpu",),
     "xeon": ("xeon",),
 }

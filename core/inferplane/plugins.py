@@ -5,6 +5,7 @@ failure, because one package that cannot be imported must not stop the others. C
 of them.
 """
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
@@ -18,6 +19,8 @@ from inferplane.errors import DeviceError, InferplaneError, PluginError
 from inferplane.hw import hookspecs
 from inferplane.hw.device import BackendInfo, Device, DeviceInfo, Unavailable
 from inferplane.hw.version import negotiate
+
+log = logging.getLogger(__name__)
 
 BACKENDS = "inferplane.backends"
 OPS = "inferplane.ops"
@@ -46,7 +49,7 @@ class Probed:
     unavailable: Unavailable | None = None
     failure: str = ""
 
-    def line(self) -> str:
+    def line(self, not_chosen: str = "") -> str:
         version = self.backend.info.version if self.backend.info else ""
         head = f"  {self.backend.name:<8} {version:<8}"
         if self.backend.failure or self.failure:
@@ -54,7 +57,7 @@ class Probed:
         if self.unavailable:
             found = self.unavailable
             return f"{head} Unavailable[{found.code}]: {found.reason}   fix: {found.fix}"
-        return f"{head} available: " + ", ".join(d.name for d in self.devices)
+        return f"{head} available: " + ", ".join(d.name for d in self.devices) + not_chosen
 
 
 class Plugins:
@@ -71,28 +74,50 @@ class Plugins:
         loaded = Loaded(name=name, group=group, package=package, module=module)
         try:
             self.manager.register(module, name=f"{group}:{name}")
-            self.manager.check_pending()
         except (pluggy.PluginValidationError, ValueError) as error:
-            self.manager.unregister(module)
             raise PluginError(f"plugin {name}: {error}") from error
-        if group == BACKENDS:
-            self._check_backend(loaded)
+        try:
+            self._check(loaded)
+        except PluginError:
+            self.manager.unregister(module)
+            raise
         self._loaded[group, name] = loaded
         return loaded
 
-    def _check_backend(self, loaded: Loaded) -> None:
+    def _check(self, loaded: Loaded) -> None:
+        """Required hooks, contract version, and no hook that does not exist."""
         have = {caller.name for caller in self.manager.get_hookcallers(loaded.module) or ()}
-        missing = [name for name in hookspecs.MANDATORY if name not in have]
+        required = hookspecs.MANDATORY if loaded.group == BACKENDS else ("op_impls",)
+        unknown = sorted(have - set(hookspecs.ALL))
+        missing = [name for name in required if name not in have]
         if missing:
-            self.manager.unregister(loaded.module)
-            raise PluginError(f"backend {loaded.name} lacks the required hooks {missing}")
-        info = self.call("backend_info", loaded)
+            also = f", and has {unknown}, which no host calls" if unknown else ""
+            kind = "backend" if loaded.group == BACKENDS else "op pack"
+            raise PluginError(f"{kind} {loaded.name} lacks the required hooks {missing}{also}")
+        if loaded.group == BACKENDS:
+            loaded.info = info = self._info(loaded)
+            name = f"backend {loaded.name} {info.version}"
+            _, loaded.note = negotiate(name, *info.api)
+        if unknown and loaded.note:  # made for a newer contract
+            loaded.note += f" ({', '.join(unknown)} ignored)"
+        elif unknown:
+            raise PluginError(
+                f"plugin {loaded.name} has unknown hooks {unknown}: "
+                f"the hooks are {', '.join(hookspecs.ALL)}"
+            )
+
+    def _info(self, loaded: Loaded) -> BackendInfo:
         try:
-            _, loaded.note = negotiate(f"backend {loaded.name} {info.version}", *info.api)
-        except PluginError:
-            self.manager.unregister(loaded.module)
-            raise
-        loaded.info = info
+            info = self.call("backend_info", loaded)
+        except Exception as error:
+            raise PluginError(
+                f"backend {loaded.name}: backend_info: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(info, BackendInfo):
+            raise PluginError(
+                f"backend {loaded.name}: backend_info returned {info!r}, not a BackendInfo"
+            )
+        return info
 
     def call(self, hook: str, loaded: Loaded, **arguments: Any) -> Any:
         """Call a hook of one plugin only."""
@@ -136,7 +161,9 @@ class Plugins:
             return Probed(loaded, failure=f"probe: {type(error).__name__}: {error}")
         if isinstance(found, Unavailable):
             return Probed(loaded, unavailable=found)
-        return Probed(loaded, devices=list(found or ()))
+        if not found or not all(isinstance(device, DeviceInfo) for device in found):
+            return Probed(loaded, failure=f"probe returned {found!r}, not devices or Unavailable")
+        return Probed(loaded, devices=list(found))
 
     def op_impls(self, device: Device) -> list[tuple[str, Any]]:
         """(op, implementation) of the device's backend and of every op pack."""
@@ -145,8 +172,15 @@ class Plugins:
         own = [x for x in backend if x.info and x.info.name == device.info.backend]
         result: list[tuple[str, Any]] = []
         for loaded in own + [p for p in packs if not p.failure]:
-            for offered in self.call("op_impls", loaded, device=device):
-                result.extend(offered)
+            try:
+                for offered in self.call("op_impls", loaded, device=device):
+                    result.extend(offered)
+            except Exception as error:
+                text = f"plugin {loaded.name}: op_impls: {type(error).__name__}: {error}"
+                if loaded.group == BACKENDS:
+                    raise PluginError(text) from error
+                loaded.failure = text
+                log.warning("%s: its ops are not used", text)
         return result
 
     def optional(self, hook: str, device: Device) -> Any:
@@ -205,12 +239,16 @@ def _automatic(plugins: Plugins) -> tuple[Device, str]:
         or p.backend.failure
         or (p.unavailable and p.unavailable.code != "no_hardware" and _is_accelerator(p))
     ]
-    lines = "\n".join(p.line() for p in probed)
     if not accelerators and broken:
-        raise DeviceError(
-            f"--device auto found no usable accelerator\n{lines or '  no backend is installed'}\n"
-            "  an installed accelerator backend is broken: repair it, or name the device to use"
+        lines = "\n".join(
+            p.line(
+                " (not chosen: an accelerator backend is installed but broken; "
+                f"pass --device {p.backend.name} to accept)"
+            )
+            for p in probed
         )
+        raise DeviceError(f"--device auto found no usable accelerator\n{lines}")
+    lines = "\n".join(p.line() for p in probed)
     best = sorted(accelerators or usable, key=lambda p: -_rank(p))
     if not best:
         raise DeviceError(

@@ -40,12 +40,19 @@ class Resolver:
     impls: list[tuple[str, OpImpl]]
     overrides: dict[str, str] = field(default_factory=dict)
     require_native: bool = False
+    capture: bool = False
     decisions: dict[tuple[str, Any], Decision] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for op in self.overrides:
             if op != "*" and op not in TABLE:
                 raise ConfigError(f"--op {op}: no such op; the ops are {', '.join(TABLE)}")
+        everywhere = self.overrides.get("*", "reference")
+        names = {"reference", *(impl.name for _, impl in self.impls)}
+        if everywhere not in names:
+            raise ConfigError(
+                f"--op *={everywhere}: no such implementation here; there are {sorted(names)}"
+            )
         for op, impl in self.impls:
             if op not in TABLE:
                 raise ResolveError(f"{impl.name} implements {op}, which the contract lacks")
@@ -60,10 +67,11 @@ class Resolver:
         return decision
 
     def _decide(self, op: str, spec: Any) -> Decision:
-        forced = self.overrides.get(op, self.overrides.get("*"))
         known = [impl for name, impl in self.impls if name == op] + [TABLE[op].reference]
-        if forced is not None and op in self.overrides and forced not in {k.name for k in known}:
-            names = [k.name for k in known]
+        names = [impl.name for impl in known]
+        everywhere = self.overrides.get("*")
+        forced = self.overrides.get(op, everywhere if everywhere in names else None)
+        if forced is not None and forced not in names:
             raise ConfigError(f"--op {op}={forced}: no such implementation here; there are {names}")
         verdicts: list[tuple[str, Verdict]] = []
         best: tuple[OpImpl, Support] | None = None
@@ -82,7 +90,10 @@ class Resolver:
         return Decision(op, spec, best[0], best[1], verdicts)
 
     def _judge(self, op: str, spec: Any, impl: OpImpl) -> Verdict:
-        verdict = impl.supports(spec, self.device)
+        try:
+            verdict = impl.supports(spec, self.device)
+        except Exception as error:
+            return Reject("error", f"supports: {type(error).__name__}: {error}")
         if isinstance(verdict, Reject):
             return verdict
         if STRENGTH[verdict.invariance] < STRENGTH[spec.determinism]:
@@ -93,8 +104,12 @@ class Resolver:
                 return Reject("layout", f"{kv.layout} not in {verdict.layouts}")
             if verdict.page_sizes and kv.page_size not in verdict.page_sizes:
                 return Reject("page_size", f"{kv.page_size} not in {verdict.page_sizes}")
-        if self.require_native and impl is TABLE[op].reference and TABLE[op].parts is None:
-            return Reject("strict", f"--require-native {op}")
+        fallback = impl is TABLE[op].reference and TABLE[op].parts is None
+        asked = impl.name in (self.overrides.get(op), self.overrides.get("*"))
+        if self.require_native and fallback and not asked:
+            return Reject("strict", "--require-native allows no fallback")
+        if self.capture and verdict.capture == "no":
+            return Reject("capture", "cannot be recorded; --disable-graphs allows it")
         return verdict
 
     def choose_pages(
@@ -135,13 +150,19 @@ class Resolver:
 
 def no_implementation(op: str, spec: Any, verdicts: list[tuple[str, Verdict]], strict: bool) -> str:
     """The error text when every candidate was rejected."""
-    lines = [f"no implementation of {op}" + (" (strict mode)" if strict else "")]
+    layer = getattr(spec, "layer", None)
+    where = "" if layer is None else f" for layer {layer}"
+    lines = [f"no implementation of {op}{where}" + (" (strict mode)" if strict else "")]
     lines.append(f"  spec: {describe(spec)}")
     for name, verdict in verdicts:
         assert isinstance(verdict, Reject)
         lines.append(f"  {name:<20} rejected[{verdict.code}]: {verdict.reason}")
-    hint = f"  try: --op {op}=reference"
-    lines.append(hint + (", or leave out --require-native" if strict else ""))
+    if any(verdict.code == "override" for _, verdict in verdicts if isinstance(verdict, Reject)):
+        lines.append("  try: leave out --op, or name another implementation")
+    elif strict:
+        lines.append(f"  try: --op {op}=reference (slow), or leave out --require-native")
+    else:
+        lines.append("  try: another --device, or a model without this feature")
     return "\n".join(lines)
 
 

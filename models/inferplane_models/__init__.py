@@ -11,11 +11,13 @@ Row = tuple[str, dict[str, Any]]
 
 LLAMA = "inferplane_models.llama:Llama"
 
+QWEN = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+
 ARCHITECTURES: dict[str, Row] = {
     "llama": (LLAMA, {}),
-    "mistral": (LLAMA, {"windowed": True}),
-    "qwen2": (LLAMA, {"qkv_bias": True, "windowed": True}),
-    "qwen3": (LLAMA, {"head_norms": True, "windowed": True}),
+    "mistral": (LLAMA, {"windowed": True, "defaults": {"sliding_window": 4096}}),
+    "qwen2": (LLAMA, {"qkv_bias": True, "windowed": True, "defaults": QWEN}),
+    "qwen3": (LLAMA, {"head_norms": True, "windowed": True, "defaults": QWEN}),
     "gemma3_text": ("inferplane_models.gemma3:Gemma3", {}),
     "gemma3": ("inferplane_models.gemma3:Gemma3", {}),
 }

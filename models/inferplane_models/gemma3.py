@@ -1,8 +1,10 @@
 """Gemma 3, text (Gemma Team, arXiv 2503.19786): five layers with a sliding window to one with full
 attention, each kind with its own rotary base; norms before and after each block."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from inferplane.errors import ModelError
 from inferplane.hw import ForwardBatch
 from inferplane.layers import (
     Attention,
@@ -20,10 +22,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The text part of a vision-language configuration."""
-    text: dict[str, Any] = config.get("text_config", config)
-    return text
+DEFAULTS = {
+    "vocab_size": 262_208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 131_072,
+    "hidden_activation": "gelu_pytorch_tanh",
+}
+"""what the files of the larger models leave out"""
 
 
 def layer_types(config: dict[str, Any]) -> list[str]:
@@ -96,7 +105,6 @@ class Layer:
 
 class Gemma3:
     def __init__(self, config: dict[str, Any], build: Builder) -> None:
-        config = per_layer_rope(text_config(config))
         dim, vocab = int(config["hidden_size"]), int(config["vocab_size"])
         self.embedding = Embedding(build, "model.embed_tokens", vocab, dim, scale=dim**0.5)
         self.layers = [Layer(config, build, i, kind) for i, kind in enumerate(layer_types(config))]
@@ -108,8 +116,28 @@ class Gemma3:
         self.logits = Head(build, "lm_head", vocab, dim, tied, softcap)
 
     @staticmethod
+    def settings(config: dict[str, Any]) -> dict[str, Any]:
+        """The text part of a vision-language configuration, with what its file leaves out.
+        ModelError for what this file does not compute."""
+        shared = {name: config[name] for name in ("dtype", "torch_dtype") if name in config}
+        text = DEFAULTS | shared | config.get("text_config", config)
+        if text["hidden_activation"] != "gelu_pytorch_tanh":
+            raise ModelError(
+                f"hidden_activation {text['hidden_activation']!r} is not supported, only "
+                "'gelu_pytorch_tanh' is"
+            )
+        if text.get("use_bidirectional_attention"):
+            raise ModelError("use_bidirectional_attention is not supported: attention is causal")
+        return per_layer_rope(text)
+
+    @staticmethod
+    def stored_name(name: str, stored: Sequence[str]) -> str:
+        """Vision-language checkpoints, new and old, keep the text weights under other names."""
+        new, old = name.replace("model.", "model.language_model.", 1), f"language_model.{name}"
+        return next((found for found in (name, new, old) if found in stored), name)
+
+    @staticmethod
     def caches(config: dict[str, Any]) -> list[LayerCache]:
-        config = text_config(config)
         window = int(config["sliding_window"])
         return [
             LayerCache(

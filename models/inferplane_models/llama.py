@@ -6,6 +6,7 @@ Pre-norm decoder with grouped-query attention, rotary embedding and a gated feed
 
 from typing import TYPE_CHECKING, Any
 
+from inferplane.errors import ModelError
 from inferplane.hw import ForwardBatch
 from inferplane.layers import (
     Attention,
@@ -30,12 +31,12 @@ def head_dim(config: dict[str, Any]) -> int:
 def windows(config: dict[str, Any], windowed: bool) -> list[int]:
     """The sliding window of each layer, 0 for full attention."""
     layers, window = int(config["num_hidden_layers"]), int(config.get("sliding_window") or 0)
-    if not windowed or config.get("use_sliding_window") is False:
+    if not windowed or not config.get("use_sliding_window", True):
         return [0] * layers
     kinds = config.get("layer_types")
     if kinds:
         return [window if kind == "sliding_attention" else 0 for kind in kinds]
-    first = int(config.get("max_window_layers", 0)) if "use_sliding_window" in config else 0
+    first = int(config.get("max_window_layers") or 0)
     return [window if layer >= first else 0 for layer in range(layers)]
 
 
@@ -108,6 +109,7 @@ class Llama:
         qkv_bias: bool = False,
         head_norms: bool = False,
         windowed: bool = False,
+        **_: Any,
     ) -> None:
         dim, vocab = int(config["hidden_size"]), int(config["vocab_size"])
         self.embedding = Embedding(build, "model.embed_tokens", vocab, dim)
@@ -119,6 +121,20 @@ class Llama:
         self.norm = RMSNorm(build, "model.norm", dim, float(config["rms_norm_eps"]))
         tied = self.embedding if config.get("tie_word_embeddings") else None
         self.logits = Head(build, "lm_head", vocab, dim, tied)
+
+    @staticmethod
+    def settings(
+        config: dict[str, Any], *, defaults: dict[str, Any] | None = None, **_: Any
+    ) -> dict[str, Any]:
+        """With the family's defaults. ModelError for what this file does not compute."""
+        made = (defaults or {}) | config
+        if made.get("num_key_value_heads") is None:
+            made["num_key_value_heads"] = config.get("num_attention_heads")
+        if made.get("hidden_act", "silu") not in ("silu", "swish"):
+            raise ModelError(f"hidden_act {made['hidden_act']!r} is not supported, only 'silu' is")
+        if made.get("mlp_bias"):
+            raise ModelError("mlp_bias is not supported: feed-forward layers have no bias here")
+        return made
 
     @staticmethod
     def caches(config: dict[str, Any], *, windowed: bool = False, **_: Any) -> list[LayerCache]:

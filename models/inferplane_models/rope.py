@@ -22,7 +22,7 @@ def rope_spec(
         settings = dict(config.get("rope_scaling") or {})
         settings.setdefault("rope_theta", config.get("rope_theta", 10000.0))
     kind = settings.get("rope_type", settings.get("type", "default"))
-    rotary = int(head_dim * (settings.get("partial_rotary_factor") or 1.0))
+    part = settings.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     known: dict[str, Any] = {
         "default": ("none", ()),
         "linear": ("linear", ("factor",)),
@@ -35,8 +35,13 @@ def rope_spec(
     if kind not in known:
         raise ModelError(f"rope scaling {kind!r} is not supported; known are {', '.join(known)}")
     scaling, names = known[kind]
+    missing = [name for name in names if settings.get(name) is None]
+    if missing:
+        raise ModelError(f"rope scaling {kind!r} lacks {', '.join(missing)} in config.json")
     parameters = tuple(float(settings[name]) for name in names)
     if kind == "yarn":
+        if settings.get("truncate") is False:
+            raise ModelError("rope scaling 'yarn' without truncate is not supported")
         original = settings.get("original_max_position_embeddings")
         parameters += (
             float(settings.get("beta_fast") or 32),
@@ -46,7 +51,7 @@ def rope_spec(
         )
     return RopeSpec(
         head_dim=head_dim,
-        rotary_dim=rotary,
+        rotary_dim=int(head_dim * part),
         max_position=max_position,
         theta=float(settings.get("rope_theta", config.get("rope_theta", 10000.0))),
         dtype=dtype,

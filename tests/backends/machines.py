@@ -28,8 +28,8 @@ def pci(vendor: int, device: int, kind: int) -> dict[str, str]:
 
 
 def unavailable(found: object) -> Unavailable:
-    assert isinstance(found, Unavailable), found
-    assert found.reason and found.fix
+    if not isinstance(found, Unavailable) or not (found.reason and found.fix):
+        raise TypeError(f"not an Unavailable with a reason and a fix: {found}")
     return found
 
 

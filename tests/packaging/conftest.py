@@ -8,7 +8,8 @@ import pytest
 
 from tests.packaging.environments import Environment, copy_checkout, neighbours, run
 
-RELEASED = ("ascend", "cuda", "rocm", "tpu", "xeon")
+BACKENDS = ("ascend", "cuda", "rocm", "tpu", "xeon")
+RELEASED = (*BACKENDS, "triton")
 
 
 @pytest.fixture(scope="session")

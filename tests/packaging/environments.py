@@ -27,7 +27,8 @@ def run(*command: str | Path, cwd: Path | None = None, **environment: str) -> st
         stderr=subprocess.STDOUT,
         text=True,
     )
-    assert done.returncode == 0, done.stdout
+    if done.returncode:
+        raise RuntimeError(done.stdout)
     return done.stdout
 
 

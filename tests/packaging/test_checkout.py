@@ -1,6 +1,7 @@
 """Installing from a checkout, in the ways that the README names."""
 
 import importlib.util
+import os
 import subprocess
 import tomllib
 from collections.abc import Callable
@@ -86,7 +87,11 @@ def test_constraints_pin_torch_first_and_every_direct_dependency() -> None:
 
 
 def make(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["make", *arguments], cwd=checkout, capture_output=True, text=True)
+    """As from a shell, not as part of the make that may run these tests."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")}
+    return subprocess.run(
+        ["make", *arguments], cwd=checkout, env=environment, capture_output=True, text=True
+    )
 
 
 def test_make_serve_honours_port_and_model(checkout: Path) -> None:
@@ -94,7 +99,6 @@ def test_make_serve_honours_port_and_model(checkout: Path) -> None:
     assert done.returncode == 0, done.stderr
     last = done.stdout.splitlines()[-1]
     assert last == 'exec .venv/bin/inferplane serve "some/model" --device xeon --port 8123'
-    assert "http://127.0.0.1:8123/v1/chat/completions" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def probe() -> list[DeviceInfo] | Unavailable:
 
 
 def find(root: "Path" = ROOT) -> list[DeviceInfo] | Unavailable:
-    nodes = sorted((root / "dev").glob("davinci[0-9]*"), key=lambda n: int(n.name[7:]))
+    nodes = sorted((root / "dev").glob("davinci[0-9]*"))
     if not nodes:
         return _no_driver(root)
     manager = root / "dev/davinci_manager"

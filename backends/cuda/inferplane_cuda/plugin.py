@@ -1,9 +1,19 @@
-"""NVIDIA GPUs. Day one: the device only; every op runs by reference."""
+"""NVIDIA GPUs: the device. Kernels come from op packs; what they lack runs by reference."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from inferplane.hw import BackendInfo, Device, DeviceInfo, TorchDevice, Unavailable, impl
+from inferplane.hw import (
+    BackendInfo,
+    Device,
+    DeviceInfo,
+    GraphBackend,
+    Hints,
+    OpImpl,
+    TorchDevice,
+    Unavailable,
+    impl,
+)
 from inferplane.hw.probing import ROOT, installed_version, pci_devices, torch_build
 from inferplane_cuda.driver import DriverError, Gpu, gpus
 
@@ -12,6 +22,8 @@ if TYPE_CHECKING:
 
 NVIDIA = 0x10DE
 DISPLAY = 0x03  # PCI base class of display controllers
+BUCKETS = (1, 2, 4, *range(8, 65, 8), *range(80, 513, 16))
+"""padded batch sizes of decode steps; each is one recorded graph"""
 
 
 @impl
@@ -62,6 +74,27 @@ def create_device(info: DeviceInfo, options: Mapping[str, Any]) -> Device:
     return TorchDevice(info)
 
 
+@impl
+def op_impls(device: Device) -> Iterable[tuple[str, OpImpl]]:
+    if device.info.backend != "cuda":
+        return ()
+    from inferplane_cuda.linear import Linear, Logits
+
+    return [("linear", Linear()), ("logits", Logits())]
+
+
+@impl
+def graphs(device: Device) -> GraphBackend:
+    from inferplane_cuda.graphs import CudaGraphs
+
+    return CudaGraphs(device.info.torch_device)
+
+
+@impl
+def hints(device: Device) -> Hints:
+    return Hints(dtype="bfloat16", page_size=16, max_batch_tokens=8192, token_buckets=BUCKETS)
+
+
 def _wrong_torch() -> Unavailable | None:
     build = torch_build()
     if build.get("cuda"):
@@ -82,4 +115,5 @@ def _device(ordinal: int, gpu: Gpu) -> DeviceInfo:
         name=gpu.name,
         arch=gpu.arch,
         memory_bytes=gpu.memory_bytes,
+        shape_policy="bucketed",
     )

@@ -1,4 +1,4 @@
-"""AMD GPUs. Day one: the device only; every op runs by reference."""
+"""AMD GPUs: the device. Kernels come from op packs; what they lack runs by reference."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any

@@ -109,9 +109,10 @@ const KernelTable* table_avx2();
 const KernelTable* table_avx512();
 const KernelTable* table_avx512_bf16();
 
-// threads.cpp: runs body(context, thread, threads) on the process's OpenMP team
-using Body = void (*)(void* context, int thread, int threads);
-void run_parallel(Body body, void* context, int64_t useful_threads);
+// threads.cpp: calls body(context, i) for each i in [0, items), on several threads unless `alone`;
+// at most 65535 items are divided. Nothing may depend on which thread does what.
+using ItemBody = void (*)(void* context, int64_t item);
+void run_parallel(ItemBody body, void* context, int64_t items, bool alone = false);
 int thread_count();
 void set_thread_count(int n);
 // 64-byte aligned scratch of the calling thread, at least `bytes`; slots are independent. Null

@@ -116,16 +116,28 @@ IPX_INLINE Raw row_lanes(const float* row, int64_t c, int64_t lanes) {
   return as_raw(load_n(row + c, lanes - c));
 }
 
+// Rows to be read next, fetched into the cache a few at a time while others are packed: all at
+// once they would wait for each other.
+template <typename T>
+struct Ahead {
+  const T* base;
+  const int64_t* offset;
+  int64_t count, row_bytes;
+
+  void fetch(int64_t first, int64_t last) const {
+    for (int64_t i = first; i < min64(last, count); i++) {
+      const char* row = reinterpret_cast<const char*>(base + offset[i]);
+      for (int64_t at = 0; at < row_bytes; at += 64) prefetch(row + at);
+    }
+  }
+};
+
 // out[lane][SUB] = keys of tokens [0, count), those outside [first, last) zero
 template <typename T, bool PAIRS>
 static void pack_keys(const T* keys, const int64_t* offset, int64_t first, int64_t last,
-                      int64_t count, int64_t lanes, const T* next, const int64_t* next_offset,
-                      int64_t next_count, int64_t row_bytes, uint32_t* out) {
+                      int64_t count, int64_t lanes, const Ahead<T>& ahead, uint32_t* out) {
   for (int64_t t = 0; t < count; t += W) {
-    for (int64_t i = t; i < min64(t + W, next_count); i++) {
-      const char* row = reinterpret_cast<const char*>(next + next_offset[i]);
-      for (int64_t at = 0; at < row_bytes; at += 64) prefetch(row + at);
-    }
+    ahead.fetch(t, t + W);
     for (int64_t c = 0; c < lanes; c += W) {
       Raw r[W];
       IPX_UNROLL for (int i = 0; i < W; i++) {
@@ -141,28 +153,33 @@ static void pack_keys(const T* keys, const int64_t* offset, int64_t first, int64
       }
     }
   }
+  ahead.fetch(round_up(count, W), ahead.count);
 }
 
 // out[i][width]: values of tokens [first, last) as floats, or as pairs (2i, 2i + 1); `width` is
 // head_dim rounded up to whole vectors
 template <typename T>
 static void pack_values(const T* values, const int64_t* offset, int64_t first, int64_t last,
-                        int64_t count, int64_t head_dim, int64_t width, uint32_t* out) {
+                        int64_t count, int64_t head_dim, int64_t width, const Ahead<T>& ahead,
+                        uint32_t* out) {
   for (int64_t t = 0; t < count; t++) {
+    ahead.fetch(t, t + 1);
     bool live = t >= first && t < last;
     for (int64_t c = 0; c < width; c += W) {
       Vec x = live ? load_n(values + offset[t] + c, head_dim - c) : zero();
       store(reinterpret_cast<float*>(out) + t * width + c, x);
     }
   }
+  ahead.fetch(count, ahead.count);
 }
 
 static inline void pack_value_pairs(const bf16* values, const int64_t* offset, int64_t first,
-                             int64_t last, int64_t count, int64_t head_dim, int64_t width,
-                             uint32_t* out) {
+                                    int64_t last, int64_t count, int64_t head_dim, int64_t width,
+                                    const Ahead<bf16>& ahead, uint32_t* out) {
   alignas(64) static const bf16 nothing[256] = {};
   bf16 padded[2][W];
   for (int64_t t = 0; t < count; t += 2) {
+    ahead.fetch(t, t + 2);
     const bf16* a = t >= first && t < last ? values + offset[t] : nothing;
     const bf16* b = t + 1 >= first && t + 1 < last ? values + offset[t + 1] : nothing;
     uint32_t* row = out + t / 2 * width;
@@ -175,6 +192,7 @@ static inline void pack_value_pairs(const bf16* values, const int64_t* offset, i
       raw_store(row + whole, interleave(padded[0], padded[1]));
     }
   }
+  ahead.fetch(round_up(count, 2), ahead.count);
 }
 
 // ---- one work item ----
@@ -191,7 +209,6 @@ struct Shared {
   const Item* items;
   int64_t count;
   float* partials;
-  int64_t next;               // atomic
   int failed;
 };
 
@@ -328,21 +345,18 @@ struct Worker {
     w.block_l[r] = sum(total);
   }
 
+  // This item sees tokens [low, high) of the block; `after` are keys to fetch at its end.
   void run_block(const Item& item, int64_t block, int64_t low, int64_t high,
-                 const int64_t* offset, const int64_t* next_offset, int64_t next_count) {
-    // this item sees tokens [low, high) of the block
+                 const int64_t* offset, const Ahead<T>& after) {
     const T* keys = static_cast<const T*>(p.k);
     const T* values = static_cast<const T*>(p.v);
-    int64_t row_bytes = p.head_dim * static_cast<int64_t>(sizeof(T));
-    int64_t first = low / SUB * SUB;
+    int64_t first = low / SUB * SUB, row_bytes = after.row_bytes;
     for (int64_t s = first; s < high; s += SUB) {
-      // lines to fetch while this part is packed: the next keys, or the first values
-      int64_t n = min64(high - s, SUB), begin = max64(low, first);
-      const T* next = s + SUB < high ? keys : values;
-      const int64_t* where = s + SUB < high ? offset + s + SUB : offset + begin;
-      int64_t fetch = s + SUB < high ? min64(high - s - SUB, SUB) : min64(high - begin, SUB);
-      pack_keys<T, PAIRS>(keys, offset + s, low - s, high - s, n, lanes, next, where, fetch,
-                          row_bytes, w.keys);
+      int64_t n = min64(high - s, SUB);
+      bool more = s + SUB < high;  // then come the next keys, else the first values
+      Ahead<T> ahead{more ? keys : values, more ? offset + s + SUB : offset + low,
+                     more ? high - s - SUB : min64(high - low, SUB), row_bytes};
+      pack_keys<T, PAIRS>(keys, offset + s, low - s, high - s, n, lanes, ahead, w.keys);
       product<PAIRS>(item.rows, ceil_div(n, W), w.q, lanes, w.keys, SUB, lanes, w.scores + s,
                      BLOCK, false);
     }
@@ -354,50 +368,67 @@ struct Worker {
     }
     for (int64_t s = first; s < high; s += SUB) {
       int64_t n = min64(high - s, SUB);
-      bool more = s + SUB < high;
-      const T* next = more ? values : keys;
-      const int64_t* where = more ? offset + s + SUB : next_offset;
-      int64_t fetch = more ? min64(high - s - SUB, SUB) : min64(next_count, SUB);
-      for (int64_t i = 0; i < fetch; i++) {
-        const char* row = reinterpret_cast<const char*>(next + where[i]);
-        for (int64_t at = 0; at < row_bytes; at += 64) prefetch(row + at);
-      }
+      Ahead<T> more{values, offset + s + SUB, high - s - SUB, row_bytes};
+      const Ahead<T>& ahead = s + SUB < high ? more : after;
       const uint32_t* weights = reinterpret_cast<const uint32_t*>(w.scores);
       if constexpr (PAIRS) {
-        pack_value_pairs(values, offset + s, low - s, high - s, n, p.head_dim, width, w.values);
+        pack_value_pairs(values, offset + s, low - s, high - s, n, p.head_dim, width, ahead,
+                         w.values);
         product<PAIRS>(item.rows, width / W, weights + s / 2, BLOCK, w.values, width,
                        ceil_div(n, 2), w.block_acc, width, s != first);
       } else {
-        pack_values(values, offset + s, low - s, high - s, n, p.head_dim, width, w.values);
+        pack_values(values, offset + s, low - s, high - s, n, p.head_dim, width, ahead, w.values);
         product<PAIRS>(item.rows, width / W, weights + s, BLOCK, w.values, width, n, w.block_acc,
                        width, s != first);
       }
     }
   }
 
-  void run(const Item& item) {
+  // First and last + 1 visible token of an item, counted from the start of `block`
+  void visible(const Item& item, int64_t block, int64_t& low, int64_t& high) const {
+    int64_t start = first_position(item);
+    int64_t end = start + (item.row + item.rows - 1) / group + 1;
+    int64_t begin = p.window ? max64(0, start + item.row / group - p.window + 1) : 0;
+    low = max64(0, begin - block * BLOCK);
+    high = min64(BLOCK, end - block * BLOCK);
+  }
+
+  void run(const Item& item, const Item* following) {
     load_queries(item);
     for (int64_t r = 0; r < item.rows; r++) {
       w.m[r] = NONE;
       w.l[r] = 0.0f;
     }
     memset(w.acc, 0, item.rows * width * 4);
-    int64_t start = first_position(item);
-    int64_t end = start + (item.row + item.rows - 1) / group + 1;
-    int64_t begin = p.window ? max64(0, start + item.row / group - p.window + 1) : 0;
+    int64_t low, high;
     for (int64_t block = item.block; block < item.blocks; block++) {
-      int64_t low = max64(0, begin - block * BLOCK), high = min64(BLOCK, end - block * BLOCK);
       int64_t* offset = w.offset + block % 2 * BLOCK;
       int64_t* next = w.offset + (block + 1) % 2 * BLOCK;
-      if (block == item.block) find_tokens(item, block, low, high, offset);
-      int64_t next_count = block + 1 < item.blocks ? min64(BLOCK, end - (block + 1) * BLOCK) : 0;
-      if (next_count > 0) find_tokens(item, block + 1, 0, next_count, next);
-      run_block(item, block, low, high, offset, next, next_count);
+      if (block == item.block) {
+        visible(item, block, low, high);
+        find_tokens(item, block, low, high, offset);
+      }
+      // what comes next: another block, or another item, most likely on this thread
+      Ahead<T> after{static_cast<const T*>(p.k), next, 0, p.head_dim * (int64_t)sizeof(T)};
+      int64_t next_low = 0, next_high = 0;
+      if (block + 1 < item.blocks) {
+        visible(item, block + 1, next_low, next_high);
+        find_tokens(item, block + 1, next_low, next_high, next);
+      } else if (following) {
+        visible(*following, following->block, next_low, next_high);
+        next_high = min64(next_high, next_low + SUB);
+        find_tokens(*following, following->block, next_low, next_high, next);
+      }
+      after.offset = next + next_low;
+      after.count = min64(next_high - next_low, SUB);
+      run_block(item, block, low, high, offset, after);
       if (item.partial >= 0) return keep_partial(item);
       for (int64_t r = 0; r < item.rows; r++) {
         merge_row(w.m[r], w.l[r], w.acc + r * width, w.block_m[r], w.block_l[r],
                   w.block_acc + r * width, width);
       }
+      low = next_low;
+      high = next_high;
     }
     write(item, w.m, w.l, w.acc);
   }
@@ -420,7 +451,7 @@ struct Worker {
 };
 
 template <typename T, bool PAIRS>
-static void attention_body(void* context, int, int) {
+static void attention_body(void* context, int64_t index) {
   auto& shared = *static_cast<Shared*>(context);
   const AttentionArgs& p = *shared.args;
   int64_t lanes = PAIRS ? p.head_dim / 2 : p.head_dim, width = round_up(p.head_dim, W);
@@ -429,12 +460,8 @@ static void attention_body(void* context, int, int) {
     __atomic_store_n(&shared.failed, 1, __ATOMIC_RELAXED);
     return;
   }
-  Worker<T, PAIRS> worker(shared, memory, lanes, width);
-  for (;;) {
-    int64_t i = __atomic_fetch_add(&shared.next, 1, __ATOMIC_RELAXED);
-    if (i >= shared.count) return;
-    worker.run(shared.items[i]);
-  }
+  Worker<T, PAIRS>(shared, memory, lanes, width).run(
+      shared.items[index], index + 1 < shared.count ? &shared.items[index + 1] : nullptr);
 }
 
 // Lists the work items; counts only, if `items` is null. A split item has one block.
@@ -515,7 +542,7 @@ static int run_attention(const AttentionArgs& p) {
   Item* items = reinterpret_cast<Item*>(memory);
   float* merged = reinterpret_cast<float*>(memory + item_bytes);
   list_items(p, split, items, &floats);
-  Shared shared{&p, items, count, merged + width, 0, 0};
+  Shared shared{&p, items, count, merged + width, 0};
   run_parallel(attention_body<T, PAIRS>, &shared, count);
   if (shared.failed) return 12;
   if (floats) merge_items<T>(shared, width, merged);

@@ -8,7 +8,7 @@
 // [N/48][K][48] floats), so that a pass reads them front to back with software prefetch; register
 // tile of 8 rows x 3 vectors (AVX-512), x broadcast from memory. Same packing for every instruction
 // set. Each output is one chain of multiply-adds in the order of K, whatever M and whichever rows
-// share a tile, so the bits of a row never depend on the batch. One thread owns a range of columns.
+// share a tile, so the bits of a row never depend on the batch. Work is divided by columns.
 #pragma once
 #include "abi.h"
 #include "simd.h"
@@ -88,6 +88,7 @@ struct LinearJob {
   const LinearArgs* args;
   const uint32_t* x;          // rows as the kernel reads them
   int64_t ldx, depth;         // in 32-bit lanes
+  int64_t blocks_per_item;
 };
 
 template <typename T, typename Out>
@@ -109,14 +110,14 @@ IPX_INLINE void finish_rows(const LinearArgs& p, const float* tile, int64_t row,
 }
 
 template <typename T, Dot MODE>
-static void linear_body(void* context, int thread, int threads) {
+static void linear_body(void* context, int64_t item) {
   const auto& job = *static_cast<LinearJob*>(context);
   const LinearArgs& p = *job.args;
   alignas(64) float tile[LINEAR_ROWS * LINEAR_BLOCK];
   int64_t blocks = ceil_div(p.outputs, LINEAR_BLOCK);
-  int64_t first = blocks * thread / threads, last = blocks * (thread + 1) / threads;
   const uint32_t* packed = static_cast<const uint32_t*>(p.packed);
-  for (int64_t b = first; b < last; b++) {
+  int64_t last = min64((item + 1) * job.blocks_per_item, blocks);
+  for (int64_t b = item * job.blocks_per_item; b < last; b++) {
     for (int64_t row = 0; row < p.rows; row += LINEAR_ROWS) {
       int64_t rows = min64(LINEAR_ROWS, p.rows - row);
       linear_rows<MODE>(rows, job.x + row * job.ldx, job.ldx,
@@ -133,7 +134,7 @@ static void linear_body(void* context, int thread, int threads) {
 template <typename T, Dot MODE>
 static int run_linear(const LinearArgs& p) {
   constexpr bool FLOATS = MODE == Dot::Floats;
-  LinearJob job{&p, static_cast<const uint32_t*>(p.x), 0, 0};
+  LinearJob job{&p, static_cast<const uint32_t*>(p.x), 0, 0, 1};
   job.depth = FLOATS ? p.inputs : ceil_div(p.inputs, 2);
   bool direct = FLOATS || (MODE == Dot::Pairs && p.inputs % 2 == 0 && p.x_stride % 2 == 0);
   if (direct) {
@@ -156,9 +157,10 @@ static int run_linear(const LinearArgs& p) {
     }
     job.x = rows;
   }
-  // a thread is worth waking for about 32 KiB of weights
-  int64_t useful = max64(1, p.outputs * p.inputs * max64(1, p.rows / 8) / 16384);
-  run_parallel(linear_body<T, MODE>, &job, min64(useful, ceil_div(p.outputs, LINEAR_BLOCK)));
+  // an item is at least 32 KiB of weights, and there are enough of them to balance
+  int64_t blocks = ceil_div(p.outputs, LINEAR_BLOCK), block_bytes = job.depth * LINEAR_BLOCK * 4;
+  job.blocks_per_item = max64(ceil_div(32768, block_bytes), ceil_div(blocks, 4096));
+  run_parallel(linear_body<T, MODE>, &job, ceil_div(blocks, job.blocks_per_item));
   return 0;
 }
 
@@ -182,12 +184,9 @@ static void pack_block(const PackArgs& p, int64_t block) {
   }
 }
 
-static void pack_body(void* context, int thread, int threads) {
+static void pack_body(void* context, int64_t block) {
   const auto& p = *static_cast<const PackArgs*>(context);
-  int64_t blocks = ceil_div(p.outputs, LINEAR_BLOCK);
-  for (int64_t b = blocks * thread / threads; b < blocks * (thread + 1) / threads; b++) {
-    p.f32 ? pack_block<float>(p, b) : pack_block<bf16>(p, b);
-  }
+  p.f32 ? pack_block<float>(p, block) : pack_block<bf16>(p, block);
 }
 
 static int pack(const void* args) {

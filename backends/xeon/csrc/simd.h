@@ -263,25 +263,35 @@ IPX_INLINE void transpose(Raw (&r)[8]) {
 }
 #endif
 
-// 2^x, NaN for NaN, exactly 1 at 0 and exactly 0 below -126 (and at -inf): a masked or empty part then changes
-// no bit of what it is merged into. Degree-6 minimax-like polynomial on [-0.5, 0.5], 2 ulp.
-IPX_INLINE Vec exp2_vec(Vec x) {
-  const Vec floor = set1(-126.0f);
-  Vec clamped = maximum(floor, minimum(set1(127.0f), x));  // this operand order keeps a NaN
-  Vec n = nearest(clamped);
-  Vec f = sub(clamped, n);
+// 2^f for f in [-0.5, 0.5], 1 exactly at 0: Taylor's polynomial of degree 6, 2 ulp
+IPX_INLINE Vec exp2_fraction(Vec f) {
   Vec p = set1(1.5403530e-4f);
   p = fma(p, f, set1(1.3333558e-3f));
   p = fma(p, f, set1(9.6181291e-3f));
   p = fma(p, f, set1(5.5504109e-2f));
   p = fma(p, f, set1(2.4022651e-1f));
   p = fma(p, f, set1(6.9314718e-1f));
-  p = fma(p, f, set1(1.0f));
-  return zero_below(scale_exponent(p, n), x, floor);
+  return fma(p, f, set1(1.0f));
 }
-constexpr float LOG2E = 1.44269504088896340736f;
 
-IPX_INLINE Vec exp_vec(Vec x) { return exp2_vec(mul(x, set1(LOG2E))); }
+// 2^x, NaN for NaN, exactly 1 at 0 and exactly 0 below -126 (and at -inf): a masked or empty part
+// then changes no bit of what it is merged into.
+IPX_INLINE Vec exp2_vec(Vec x) {
+  const Vec floor = set1(-126.0f);
+  Vec clamped = maximum(floor, minimum(set1(127.0f), x));  // this operand order keeps a NaN
+  Vec n = nearest(clamped);
+  return zero_below(scale_exponent(exp2_fraction(sub(clamped, n)), n), x, floor);
+}
+constexpr float LOG2E = 1.44269504088896340736f, LOG2E_REST = 1.92596299e-8f;
+
+// e^x: x * log2(e) in two parts, or the rounding of the product would grow with x
+IPX_INLINE Vec exp_vec(Vec x) {
+  const Vec floor = set1(-87.0f);
+  Vec clamped = maximum(floor, minimum(set1(87.0f), x));
+  Vec n = nearest(mul(clamped, set1(LOG2E)));
+  Vec f = fma(clamped, set1(LOG2E_REST), fma(clamped, set1(LOG2E), sub(zero(), n)));
+  return zero_below(scale_exponent(exp2_fraction(f), n), x, floor);
+}
 
 IPX_INLINE float exp2_scalar(float x) {
   float lanes[W];
@@ -291,7 +301,7 @@ IPX_INLINE float exp2_scalar(float x) {
 
 // tanh(x) = 1 - 2 / (e^(2x) + 1): absolute error about 1e-7
 IPX_INLINE Vec tanh_vec(Vec x) {
-  Vec e = exp2_vec(mul(maximum(set1(-15.0f), minimum(set1(15.0f), x)), set1(2 * LOG2E)));
+  Vec e = exp_vec(add(x, x));
   return sub(set1(1.0f), divide(set1(2.0f), add(e, set1(1.0f))));
 }
 

@@ -1,42 +1,122 @@
 // Threads and scratch memory of the kernels.
 //
-// torch computes on an OpenMP team whose workers spin after each region. A second pool would fight
-// with them for the same cores, so the kernels run on that very team: torch puts its OpenMP
-// runtime into the global symbol scope, and GOMP_parallel, which GNU's and LLVM's runtimes both
-// offer, is looked up there. Without one the kernels run on the calling thread.
-#include <dlfcn.h>
+// A job is a number of items. Its items are dealt to the threads as contiguous ranges; a thread
+// works through its own from the front and then takes from the back of the others'. The caller
+// never waits for a thread to arrive, only for items that another thread has begun: a worker that
+// is asleep, or whose core another process has taken, costs its help and nothing more. (A barrier,
+// as OpenMP regions have, then costs a time slice of several milliseconds.) Workers look for the
+// next job for about 50 us, longer than the gaps between the kernels of a step, then sleep.
+//
+// A range is one 64-bit word, job number | end | next, so that a late worker with an old job's
+// number cannot take an item of the next job. After fork() the child has no workers and simply
+// does all items itself.
+#include <immintrin.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <mutex>
 
 #include "abi.h"
 
 namespace ipx {
 namespace {
 
-using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-using ThreadNumber = int (*)();
+constexpr int MOST_THREADS = 256;
+constexpr int SPINS = 4000;
+constexpr uint32_t NO_ITEM = 0xffffffff;
 
-struct Runtime {
-  GompParallel parallel = reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-  ThreadNumber number = reinterpret_cast<ThreadNumber>(dlsym(RTLD_DEFAULT, "omp_get_thread_num"));
-  ThreadNumber team = reinterpret_cast<ThreadNumber>(dlsym(RTLD_DEFAULT, "omp_get_num_threads"));
-  bool usable() const { return parallel && number && team; }
+struct alignas(128) Range {
+  std::atomic<uint64_t> word{0};
 };
 
-const Runtime& runtime() {
-  static const Runtime found;
-  return found;
+struct Pool {
+  std::mutex busy;                      // one job at a time; other callers work alone
+  int wanted = 1, started = 0;          // threads, the caller included
+  std::atomic<int> sleeping{0};
+  alignas(128) std::atomic<uint32_t> job{0};
+  std::atomic<ItemBody> body{nullptr};
+  std::atomic<void*> context{nullptr};
+  std::atomic<int> threads{1};          // of the current job
+  alignas(128) std::atomic<uint32_t> done{0};
+  Range ranges[MOST_THREADS];
+};
+Pool pool;
+
+uint64_t range_word(uint32_t job, uint32_t next, uint32_t end) {
+  return static_cast<uint64_t>(job) << 32 | end << 16 | next;
 }
 
-int wanted_threads = 1;
+uint32_t take(Range& range, uint32_t job, bool front) {
+  uint64_t word = range.word.load(std::memory_order_acquire);
+  for (;;) {
+    uint32_t next = word & 0xffff, end = word >> 16 & 0xffff;
+    if (word >> 32 != job || next >= end) return NO_ITEM;
+    uint64_t left = front ? range_word(job, next + 1, end) : range_word(job, next, end - 1);
+    if (range.word.compare_exchange_weak(word, left, std::memory_order_acq_rel)) {
+      return front ? next : end - 1;
+    }
+  }
+}
 
-struct Region {
-  Body body;
-  void* context;
-};
+// All items that thread `me` can get of a job; returns how many it did.
+uint32_t work(uint32_t job, int me, int threads, ItemBody body, void* context) {
+  uint32_t finished = 0;
+  for (int i = 0; i < threads; i++) {
+    Range& range = pool.ranges[(me + i) % threads];
+    for (uint32_t item; (item = take(range, job, i == 0)) != NO_ITEM; finished++) {
+      body(context, item);
+    }
+  }
+  return finished;
+}
 
-void enter(void* region) {
-  auto* r = static_cast<Region*>(region);
-  r->body(r->context, runtime().number(), runtime().team());
+void futex(std::atomic<uint32_t>& word, int operation, uint32_t value) {
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), operation, value, nullptr, nullptr, 0);
+}
+
+void* worker(void* number) {
+  int me = static_cast<int>(reinterpret_cast<intptr_t>(number));
+  uint32_t seen = 0;
+  for (;;) {
+    uint32_t job = pool.job.load(std::memory_order_acquire);
+    for (int spin = 0; job == seen && spin < SPINS; spin++) {
+      _mm_pause();
+      job = pool.job.load(std::memory_order_acquire);
+    }
+    if (job == seen) {
+      pool.sleeping.fetch_add(1);
+      futex(pool.job, FUTEX_WAIT_PRIVATE, seen);
+      pool.sleeping.fetch_sub(1);
+      continue;
+    }
+    seen = job;
+    int threads = pool.threads.load(std::memory_order_relaxed);
+    ItemBody body = pool.body.load(std::memory_order_relaxed);
+    void* context = pool.context.load(std::memory_order_relaxed);
+    if (me >= threads) continue;
+    uint32_t finished = work(job, me, threads, body, context);
+    if (finished) pool.done.fetch_add(finished, std::memory_order_release);
+  }
+  return nullptr;
+}
+
+void start_workers() {
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);  // signals are for the program's own threads
+  while (pool.started < pool.wanted - 1) {
+    pthread_t thread;
+    auto number = reinterpret_cast<void*>(static_cast<intptr_t>(pool.started + 1));
+    if (pthread_create(&thread, nullptr, worker, number)) break;
+    pthread_detach(thread);
+    pool.started++;
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 struct Scratch {
@@ -50,16 +130,34 @@ thread_local Scratch own;
 
 }  // namespace
 
-void run_parallel(Body body, void* context, int64_t useful_threads) {
-  int64_t n = wanted_threads < useful_threads ? wanted_threads : useful_threads;
-  if (n <= 1) return body(context, 0, 1);
-  Region region{body, context};
-  runtime().parallel(enter, &region, static_cast<unsigned>(n), 0);
+void run_parallel(ItemBody body, void* context, int64_t items, bool alone) {
+  int threads = pool.wanted < items ? pool.wanted : static_cast<int>(items);
+  if (alone || threads < 2 || items > 0xffff || !pool.busy.try_lock()) {
+    for (int64_t i = 0; i < items; i++) body(context, i);
+    return;
+  }
+  if (pool.started < pool.wanted - 1) start_workers();
+  uint32_t job = pool.job.load(std::memory_order_relaxed) + 1;
+  pool.done.store(0, std::memory_order_relaxed);
+  pool.body.store(body, std::memory_order_relaxed);
+  pool.context.store(context, std::memory_order_relaxed);
+  pool.threads.store(threads, std::memory_order_relaxed);
+  for (int t = 0; t < threads; t++) {
+    auto bound = [&](int i) { return static_cast<uint32_t>(items * i / threads); };
+    pool.ranges[t].word.store(range_word(job, bound(t), bound(t + 1)), std::memory_order_release);
+  }
+  pool.job.store(job);
+  if (pool.sleeping.load()) futex(pool.job, FUTEX_WAKE_PRIVATE, threads - 1);
+  uint32_t finished = work(job, 0, threads, body, context);
+  for (int spin = 0; pool.done.load(std::memory_order_acquire) + finished < items; spin++) {
+    if (spin < SPINS) _mm_pause(); else sched_yield();
+  }
+  pool.busy.unlock();
 }
 
-int thread_count() { return wanted_threads; }
+int thread_count() { return pool.wanted; }
 
-void set_thread_count(int n) { wanted_threads = n > 1 && runtime().usable() ? n : 1; }
+void set_thread_count(int n) { pool.wanted = n < 1 ? 1 : n > MOST_THREADS ? MOST_THREADS : n; }
 
 void* scratch(int slot, int64_t bytes) {
   if (own.size[slot] < bytes) {

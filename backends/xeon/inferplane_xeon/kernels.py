@@ -5,7 +5,6 @@ built. The innermost dimensions must be contiguous; strides of tokens, pages and
 on. Results are written into tensors that the caller allocates. Knows nothing of models or plans.
 """
 
-import os
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-ISA_VARIABLE = "INFERPLANE_XEON_ISA"
 LINEAR_BLOCK = 48
 """columns of a block of packed weights; csrc/abi.h"""
 
@@ -22,24 +20,16 @@ LINEAR_BLOCK = 48
 def library() -> ModuleType:
     """The compiled module, using as many threads as torch does.
 
-    Raises ImportError if it was not built or the processor is too old, ValueError if
-    INFERPLANE_XEON_ISA names an instruction set that the processor does not run.
+    Raises ImportError if it was not built or the processor is too old. Its `set_isa` chooses
+    another instruction set than the best one.
     """
     import torch  # puts its OpenMP runtime, whose threads the kernels use, into the global scope
 
     from inferplane_xeon import _kernels
 
-    wanted = os.environ.get(ISA_VARIABLE)
-    if wanted:
-        try:
-            _kernels.set_isa(wanted)
-        except ValueError:
-            raise ValueError(
-                f"{ISA_VARIABLE}={wanted}: this processor runs {', '.join(_kernels.isas())}: "
-                "unset it or name one of these"
-            ) from None
     _kernels.set_threads(torch.get_num_threads())
-    return _kernels
+    module: ModuleType = _kernels
+    return module
 
 
 def attention(
@@ -57,7 +47,7 @@ def attention(
 ) -> "Tensor":
     """q, out [T, Hq, D]; cache: keys and values [pages, page_size, Hkv, D] of equal strides."""
     k, v = cache
-    tokens, heads, dim = q.shape
+    tokens, heads, dim = q.shape  # [T, Hq, D]
     library().attention(
         q.data_ptr(),
         k.data_ptr(),

@@ -34,6 +34,9 @@ def read_config(file: GgufFile) -> Config:
             f"{file.path} holds architecture {arch!r}, GGUF files are read for: "
             + ", ".join(ARCHITECTURES)
         )
+    parts = file.get("split.count", 1)
+    if parts != 1:
+        raise ModelError(f"{file.path} is one of {parts} parts: merge them with llama-gguf-split")
     config = _common(file, arch)
     config |= translate(file, arch, config)
     return config

@@ -5,6 +5,8 @@ first three. A package that only brings kernels is named in `inferplane.ops` and
 `op_impls`. Import vendor libraries inside hooks: every module is imported for a listing.
 """
 
+# mypy: disable-error-code="empty-body"
+
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,29 +24,29 @@ impl = pluggy.HookimplMarker(PROJECT)
 
 
 @spec(firstresult=True)
-def backend_info() -> "BackendInfo":  # type: ignore[empty-body]
+def backend_info() -> "BackendInfo":
     """Required. Who this backend is; imports neither torch nor vendor libraries."""
 
 
 @spec(firstresult=True)
-def probe() -> "list[DeviceInfo] | Unavailable":  # type: ignore[empty-body]
+def probe() -> "list[DeviceInfo] | Unavailable":
     """Required. The devices, or why there is none and how to mend that. Under 0.5 s; imports no
     torch and creates no device context."""
 
 
 @spec(firstresult=True)
-def create_device(info: "DeviceInfo", options: Mapping[str, Any]) -> "Device":  # type: ignore[empty-body]
+def create_device(info: "DeviceInfo", options: Mapping[str, Any]) -> "Device":
     """Required. Open one device; may import torch and vendor libraries. Raises DeviceError."""
 
 
 @spec
-def op_impls(device: "Device") -> "Iterable[tuple[str, OpImpl]]":  # type: ignore[empty-body]
+def op_impls(device: "Device") -> "Iterable[tuple[str, OpImpl]]":
     """(op or composite name, implementation) pairs for this device. Default: none, every op runs
     by reference. Called on op packs for devices that they do not own, too."""
 
 
 @spec(firstresult=True)
-def kv_layouts(device: "Device") -> "Iterable[KVLayout]":  # type: ignore[empty-body]
+def kv_layouts(device: "Device") -> "Iterable[KVLayout]":
     """Layouts beyond the canonical one. Default: none."""
 
 
@@ -59,8 +61,9 @@ def hints(device: "Device") -> "Hints | None":
 
 
 @spec(firstresult=True)
-def diagnostics(device: "Device") -> "Mapping[str, str]":  # type: ignore[empty-body]
+def diagnostics(device: "Device") -> "Mapping[str, str]":
     """Versions and facts for `inferplane devices`. Default: nothing."""
 
 
 MANDATORY = ("backend_info", "probe", "create_device")
+ALL = (*MANDATORY, "op_impls", "kv_layouts", "graphs", "hints", "diagnostics")

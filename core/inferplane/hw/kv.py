@@ -37,9 +37,13 @@ class KVLayout(Protocol):
     """How a page is laid out. Equal fingerprints may exchange raw pages; all others exchange the
     canonical form [2, pages, page_size, Hkv, D]."""
 
-    id: str
-    strided: bool
-    """`split` works, so that reference ops can be used beside native ones"""
+    @property
+    def id(self) -> str:
+        """The name in KVSpec.layout and Support.layouts."""
+
+    @property
+    def strided(self) -> bool:
+        """`split` works, so that reference ops can be used beside native ones."""
 
     def page_bytes(self, spec: KVSpec) -> int: ...
 

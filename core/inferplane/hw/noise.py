@@ -3,8 +3,8 @@ on every device, in every batch.
 
 Philox4x32-10 (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011) with
 key = (seed low, seed high) and counter = (token id // 4, position, sample index, 0); word
-token id % 4 of the result belongs to the token. The uniform is (word // 256 + 0.5) / 2^24 in
-float32, the Gumbel noise -log(-log(uniform)).
+token id % 4 of the result belongs to the token. The uniform is (word // 512 + 0.5) / 2^23, exact
+in float32 and never 0 or 1, the Gumbel noise -log(-log(uniform)).
 """
 
 from typing import TYPE_CHECKING
@@ -46,9 +46,14 @@ def words(seed: "Tensor", sample_index: "Tensor", position: "Tensor", vocab: int
     return torch.stack(four, dim=-1).flatten(-2)[:, :vocab]  # [N, V]
 
 
+def uniforms(seed: "Tensor", sample_index: "Tensor", position: "Tensor", vocab: int) -> "Tensor":
+    """f32[N, vocab] from 2^-24 to 1 - 2^-24; 23 bits and a half are all that float32 holds."""
+    return ((words(seed, sample_index, position, vocab) >> 9).float() + 0.5) * 2.0**-23
+
+
 def gumbel(seed: "Tensor", sample_index: "Tensor", position: "Tensor", vocab: int) -> "Tensor":
     """Gumbel noise f32[N, vocab]; arguments as in `words`."""
     import torch
 
-    uniform = ((words(seed, sample_index, position, vocab) >> 8).float() + 0.5) * 2.0**-24
-    return -torch.log(-torch.log(uniform))
+    u = uniforms(seed, sample_index, position, vocab)
+    return -torch.log(-torch.log(u))

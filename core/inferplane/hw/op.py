@@ -6,7 +6,7 @@ run one after the other unless somebody implements the whole.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ class Support:
 class Reject:
     """An implementation cannot serve a spec. `reason` is for humans and never empty.
 
-    Codes: dtype, shape, feature, layout, page_size, determinism, capture, hardware, library.
+    Codes: dtype, shape, feature, layout, page_size, hardware, library. The resolver adds
+    determinism, capture, strict, override, and error when `supports` raised.
     """
 
     code: str
@@ -135,9 +136,12 @@ class Op:
     reference: OpImpl
     tolerance: Callable[[Any], Tolerance]
     inputs: Callable[[Any, int], dict[str, Any]]
-    """(spec, seed) -> keyword arguments of `run` on the CPU, in the spec's types"""
+    """(spec, seed) -> arguments of `run` in its order, on the CPU, in the spec's types. `weight`
+    and `bias` go through `prepack` if there is one; `kv` fills the pages first."""
     parts: Callable[[Any], tuple[tuple[str, Any], ...]] | None = None
     """composites only: (op name, spec) of the decomposition, in order"""
+    mutates: tuple[str, ...] = ()
+    """arguments that an implementation may overwrite: callers do not use them afterwards"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +166,8 @@ def describe(spec: Any) -> str:
     shown = []
     for item in fields(spec):
         value = getattr(spec, item.name)
-        if value not in (None, 0, False, "", ()):
+        if is_dataclass(value):
+            shown.append(f"{item.name}=({describe(value)})")
+        elif value not in (None, 0, False, "", ()):
             shown.append(f"{item.name}={value}")
     return " ".join(shown)

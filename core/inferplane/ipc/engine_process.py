@@ -69,7 +69,9 @@ class Send(Protocol):
 
 def run(inbox: Receive, outbox: Send, build: Build) -> None:
     """Build the core named by the first message and serve until an exception ends it."""
-    core = build(_receive_config(inbox), lambda text: outbox.send([Progress(text)]))
+    config = _receive_config(inbox)
+    logging.getLogger("inferplane").setLevel(config.log_level.upper())
+    core = build(config, lambda text: outbox.send([Progress(text)]))
     try:
         gc.collect()
         gc.freeze()  # what start-up made lives as long as the process: never scan it again

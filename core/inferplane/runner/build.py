@@ -4,7 +4,7 @@ Knows no architecture: models are found through the entry point group `inferplan
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,24 @@ class Build:
         )
 
 
+class Settings(dict[str, Any]):
+    """A model's configuration, flat. A field asked for with [] is a ModelError if it is missing or
+    null; `get` is for fields that a configuration may leave out."""
+
+    def __init__(self, model_type: str, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self._model_type = model_type
+
+    def __getitem__(self, name: str) -> Any:
+        value = self.get(name)
+        if value is None:
+            raise ModelError(
+                f"the model's config.json has no {name}, which {self._model_type} models need: "
+                "it is damaged, or of another model type"
+            )
+        return value
+
+
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """A model class with the flags of its row in the map."""
@@ -70,6 +88,12 @@ class Architecture:
     cls: Any
     flags: dict[str, Any]
     package: str
+
+    def settings(self, config: dict[str, Any]) -> Settings:
+        """What the model reads: the text part with the family's defaults, where the architecture
+        says what these are. Raises ModelError for features that it lacks."""
+        adapt = getattr(self.cls, "settings", None)
+        return Settings(self.model_type, adapt(config, **self.flags) if adapt else config)
 
     def caches(self, config: dict[str, Any]) -> list[LayerCache]:
         layers: list[LayerCache] = self.cls.caches(config, **self.flags)
@@ -120,8 +144,7 @@ def choose_dtype(config: Config, model: dict[str, Any], device: Device, hints: H
 
 def choose_length(config: Config, model: dict[str, Any]) -> Config:
     """Fill in and check --max-model-len."""
-    text = model.get("text_config", model)
-    limit = int(text.get("max_position_embeddings", 2048))
+    limit = int(model.get("max_position_embeddings", 2048))
     if config.max_model_len is None:
         return config.decide("max_position_embeddings of the model", max_model_len=limit)
     if config.max_model_len > limit:
@@ -186,12 +209,16 @@ def negotiate_pages(
     return config, chosen, handles
 
 
-def make_resolver(config: Config, plugins: Plugins, device: Device) -> Resolver:
+def make_resolver(
+    config: Config, plugins: Plugins, device: Device, capture: bool = False
+) -> Resolver:
+    """`capture`: steps will be recorded, so ops that cannot be are left out."""
     return Resolver(
         device=device,
         impls=plugins.op_impls(device),
         overrides=parse_overrides(config.op),
         require_native=config.require_native,
+        capture=capture,
     )
 
 

@@ -2,12 +2,14 @@
 
 The words are, in this order: row[B], q_start[B + 1], token[T], token_row[T], token_offset[T],
 last[N] (index of the token whose logits are sampled), sample_row[N] (row of its sequence); then the
-changes of the tables: (group, row, column, page) x W, and packed rows x K. The first part is the
-input of a recorded graph, the second is applied before it.
+changes of the tables: (group, row, column, page) x W, sorted by group, and packed rows x K. The
+first part is the input of a recorded graph, the second is applied before it.
 """
 
+from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
 from inferplane.hw.batch import FROM_DEVICE, ForwardBatch, StepPlan
 from inferplane.hw.device import Device, Event
@@ -20,14 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Padded sizes of a step; equal buckets share a recorded graph. `decode`: every sequence
-    computes one token."""
+    """Sizes of a step. `decode`: every sequence computes one token. `padded`: equal buckets have
+    equal shapes and may share a recorded graph; otherwise the sizes are exact."""
 
     tokens: int
     seqs: int
     samples: int
     columns: int
     decode: bool
+    padded: bool
 
     @property
     def words(self) -> int:
@@ -78,12 +81,11 @@ class Inputs:
         longest = max(s + q for s, q in zip(plan.starts, plan.q_lens, strict=True))
         columns = -(-longest // self._page_size)
         decode = plan.num_decode == seqs
-        if self._policy == "dynamic":
-            return Bucket(tokens, seqs, samples, columns, decode)
+        if self._policy == "dynamic" or (self._policy == "bucketed" and not decode):
+            return Bucket(tokens, seqs, samples, columns, decode, padded=False)
         seqs = samples = self._pad(seqs)
         tokens = seqs if decode else max(self._pad(tokens), seqs)
-        columns = self._max_columns if self._policy == "static" else self._pad(columns)
-        return Bucket(tokens, seqs, samples, min(columns, self._max_columns), decode)
+        return Bucket(tokens, seqs, samples, self._max_columns, decode, padded=True)
 
     def _pad(self, count: int) -> int:
         for size in self._buckets:
@@ -97,7 +99,8 @@ class Inputs:
 
         bucket = self.bucket_of(plan)
         words = pack(plan, bucket)
-        pages = [w for p in plan.pages for w in (p.group, p.row, p.column, p.page)]
+        writes = sorted(plan.pages, key=lambda write: write.group)
+        pages = [w for p in writes for w in (p.group, p.row, p.column, p.page)]
         rows = pack_rows(plan.init, self._tables.vocab)
         total = len(words) + len(pages) + len(rows)
         staging = self._staging[plan.step % len(self._staging)]
@@ -113,7 +116,7 @@ class Inputs:
         sent.copy_(view, non_blocking=True)
         staging.read = self._device.record()
         head = sent[: len(words)]
-        if self._policy != "dynamic":
+        if bucket.padded:
             if bucket not in self._static:
                 self._static[bucket] = torch.empty_like(head)
             head = self._static[bucket].copy_(head)
@@ -121,16 +124,10 @@ class Inputs:
         return Step(plan, bucket, head)
 
     def _apply(self, plan: StepPlan, pages: "Tensor", rows: "Tensor") -> None:
-        if plan.pages:
-            at = pages.view(-1, 4)
-            for group in range(self._groups):
-                chosen = at
-                if self._groups > 1:
-                    mine = [i for i, p in enumerate(plan.pages) if p.group == group]
-                    if not mine:
-                        continue
-                    chosen = at[mine]
-                self._tables.put_pages(group, chosen[:, 1], chosen[:, 2], chosen[:, 3])
+        at = pages.view(-1, 4)
+        for group, count in sorted(Counter(write.group for write in plan.pages).items()):
+            mine, at = at[:count], at[count:]
+            self._tables.put_pages(group, mine[:, 1], mine[:, 2], mine[:, 3])
         if plan.init:
             self._tables.start_rows(rows.view(-1, WIDTH))
 
@@ -138,7 +135,7 @@ class Inputs:
         """The batch from words and tables; also counts the step's tokens as computed."""
         import torch
 
-        bucket, tables, plan = step.bucket, self._tables, step.plan
+        bucket, tables = step.bucket, self._tables
         B, T, N = bucket.seqs, bucket.tokens, bucket.samples
         row, q_start, token, token_row, offset, last, _ = step.words.split(
             [B, B + 1, T, T, T, N, N]
@@ -152,17 +149,8 @@ class Inputs:
         column = position.div(self._page_size, rounding_mode="floor")
         inside = position - column * self._page_size
         where = (token_row.long(), column.long())
-        host_start = [0]
-        for count in plan.q_lens:
-            host_start.append(host_start[-1] + count)
-        host_start += [host_start[-1]] * (B - len(plan.rows))
-        lengths = [s + q for s, q in zip(plan.starts, plan.q_lens, strict=True)]
-        exact = self._policy == "dynamic"
+        host = self._host_fields(step)
         return ForwardBatch(
-            num_tokens=len(plan.tokens),
-            num_seqs=len(plan.rows),
-            num_decode=plan.num_decode,
-            num_verify=plan.num_verify,
             token_ids=torch.where(token == FROM_DEVICE, known, token),
             position=position,
             slot=tuple(pages[where] * self._page_size + inside for pages in tables.pages),
@@ -173,12 +161,34 @@ class Inputs:
                 pages[:, : bucket.columns].index_select(0, row) for pages in tables.pages
             ),
             logit_index=last,
-            host_q_start=host_start,
-            host_seq_len=lengths + [0] * (B - len(lengths)),
-            host_exact=plan.exact,
-            max_q=1 if bucket.decode else (max(plan.q_lens) if exact else T),
-            max_kv=max(lengths) if exact else bucket.columns * self._page_size,
+            **host,
         )
+
+    def refresh(self, batch: ForwardBatch, step: Step) -> None:
+        """Give a batch that was derived for another step of the bucket this step's host fields."""
+        for name, value in self._host_fields(step).items():
+            setattr(batch, name, value)
+
+    def _host_fields(self, step: Step) -> dict[str, Any]:
+        bucket, plan = step.bucket, step.plan
+        spare = bucket.seqs - len(plan.rows)
+        starts = [0, *accumulate(plan.q_lens)]
+        lengths = [s + q for s, q in zip(plan.starts, plan.q_lens, strict=True)]
+        longest_q, longest = max(plan.q_lens), max(lengths)
+        if bucket.padded:  # what a recording may rely on
+            longest_q = 1 if bucket.decode else bucket.tokens
+            longest = bucket.columns * self._page_size
+        return {
+            "num_tokens": len(plan.tokens),
+            "num_seqs": len(plan.rows),
+            "num_decode": plan.num_decode,
+            "num_verify": plan.num_verify,
+            "host_q_start": starts + [starts[-1]] * spare,
+            "host_seq_len": lengths + [0] * spare,
+            "host_exact": plan.exact,
+            "max_q": longest_q,
+            "max_kv": longest,
+        }
 
 
 def pack(plan: StepPlan, bucket: Bucket) -> list[int]:

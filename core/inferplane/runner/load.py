@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 from inferplane.config import Config
 from inferplane.hw.device import Device, Hints
-from inferplane.hw.kv import KVGroup
+from inferplane.hw.graphs import GraphBackend
+from inferplane.hw.kv import KVGroup, LayerKV
 from inferplane.layers import Model
 from inferplane.plugins import Plugins, open_device
 from inferplane.resolver import Resolver
@@ -51,6 +52,7 @@ class Prepared:
     architecture: Architecture
     device: Device
     hints: Hints
+    graphs: GraphBackend | None
     plugins: Plugins
     build: Build
 
@@ -66,6 +68,7 @@ class Loaded:
     vocab_size: int
     groups: list[KVGroup]
     pages: list[KVGroupPages]
+    handles: dict[int, LayerKV]
     budget: Budget
     runner: Runner
     model: Model
@@ -75,6 +78,7 @@ class Loaded:
 def prepare(config: Config, model: dict[str, Any], plugins: Plugins) -> Prepared:
     """Choose device, types, sizes and KV layout. Raises the errors of each choice."""
     architecture = find_architecture(model)
+    model = architecture.settings(model)
     device, reason = open_device(plugins, config.device)
     if reason:
         config = config.decide(reason, device=device.info.backend)
@@ -85,12 +89,12 @@ def prepare(config: Config, model: dict[str, Any], plugins: Plugins) -> Prepared
         proposed = getattr(hints, name)
         if proposed is not None and getattr(config, name) == getattr(defaults, name):
             config = config.decide(f"preferred by {device.info.backend}", **{name: proposed})
-    resolver = make_resolver(config, plugins, device)
-    text = model.get("text_config", model)
+    graphs = None if config.disable_graphs else plugins.optional("graphs", device)
+    resolver = make_resolver(config, plugins, device, capture=graphs is not None)
     config, groups, handles = negotiate_pages(
         config,
         group_layers(architecture.caches(model), config.dtype),
-        int(text["num_attention_heads"]),
+        int(model["num_attention_heads"]),
         resolver,
         kv_layouts(plugins, device),
         hints,
@@ -106,7 +110,7 @@ def prepare(config: Config, model: dict[str, Any], plugins: Plugins) -> Prepared
         handles=handles,
         weights=DummyWeights(config.dtype, device.info.torch_device, {}),
     )
-    return Prepared(config, model, architecture, device, hints, plugins, build)
+    return Prepared(config, model, architecture, device, hints, graphs, plugins, build)
 
 
 def open_weights(prepared: Prepared, source: Source, progress: Progress | None) -> Weights:
@@ -140,14 +144,14 @@ def load(
     config, device, build = prepared.config, prepared.device, prepared.build
     build.weights = open_weights(prepared, source, progress)
     with torch.inference_mode():
-        model = prepared.architecture.construct(source.config, build)
+        model = prepared.architecture.construct(prepared.model, build)
     config, budget = plan_memory(
-        config, source.config, device, prepared.hints, build.groups, build.handles
+        config, prepared.model, device, prepared.hints, build.groups, build.handles
     )
     pages = allocate(build.groups, build.handles, budget, device)
     assert config.max_model_len is not None and config.page_size is not None
     columns = -(-config.max_model_len // config.page_size)
-    vocab = int(source.config.get("text_config", source.config)["vocab_size"])
+    vocab = int(prepared.model["vocab_size"])
     with torch.inference_mode():
         tables = make_tables(
             config.max_running + 1,
@@ -159,8 +163,8 @@ def load(
         sampler = Sampler(build, tables, vocab)
     depth = 0 if config.disable_overlap or device.record() is None else 1
     inputs = Inputs(device, tables, build.groups, prepared.hints.token_buckets, columns, depth)
-    graphs = None if config.disable_graphs else plugins.optional("graphs", device)
-    runner = Runner(device, model, build, tables, inputs, sampler, graphs)
+    limit = prepared.hints.max_programs
+    runner = Runner(device, model, build, tables, inputs, sampler, prepared.graphs, limit)
     device.freeze()
     return Loaded(
         config=config,
@@ -170,6 +174,7 @@ def load(
         vocab_size=vocab,
         groups=build.groups,
         pages=pages,
+        handles=build.handles,
         budget=budget,
         runner=runner,
         model=model,

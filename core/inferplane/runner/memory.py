@@ -28,11 +28,10 @@ class Budget:
 def step_bytes(model: dict[str, Any], config: Config) -> int:
     """What one step needs besides weights and KV: a few rows of every width per token, and float32
     logits with two copies for sampling."""
-    text = model.get("text_config", model)
     width = 4 if config.dtype == "float32" else 2
-    per_token = (8 * int(text["hidden_size"]) + 3 * int(text["intermediate_size"])) * width
+    per_token = (8 * int(model["hidden_size"]) + 3 * int(model["intermediate_size"])) * width
     rows = min(config.max_running, config.max_batch_tokens)
-    return config.max_batch_tokens * per_token + 3 * rows * int(text["vocab_size"]) * 4
+    return config.max_batch_tokens * per_token + 3 * rows * int(model["vocab_size"]) * 4
 
 
 def page_counts(config: Config, groups: list[KVGroup], columns: int) -> list[int]:
@@ -53,8 +52,10 @@ def plan_memory(
     hints: Hints,
     groups: list[KVGroup],
     handles: dict[int, LayerKV],
+    reserved: int = 0,
 ) -> tuple[Config, Budget]:
-    """Sizes of all KV groups. ConfigError with the numbers if nothing useful fits."""
+    """Sizes of all KV groups. `reserved`: bytes of weights that are not in memory yet. ConfigError
+    with the numbers if nothing useful fits."""
     size = groups[0].spec.page_size
     page_bytes = [len(g.layers) * handles[g.layers[0]].layout.page_bytes(g.spec) for g in groups]
 
@@ -63,6 +64,7 @@ def plan_memory(
         return sum(n * b for n, b in zip(counts, page_bytes, strict=True))
 
     free, total = device.memory()
+    free -= reserved
     step = step_bytes(model, config)
     room = int(free - total * (1 - config.memory_fraction)) - step
     assert config.max_model_len is not None

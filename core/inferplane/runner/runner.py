@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from inferplane.hw.batch import ForwardBatch, PromptLogprobs, StepPlan, StepResult
 from inferplane.hw.device import Device, Event
-from inferplane.hw.graphs import Graph, GraphBackend
+from inferplane.hw.graphs import GraphBackend
 from inferplane.layers import Model
 from inferplane.runner.build import Build
-from inferplane.runner.inputs import Bucket, Inputs, Step
+from inferplane.runner.inputs import Inputs, Step
+from inferplane.runner.recorded import Recordings
 from inferplane.runner.sampler import Sampler
 from inferplane.runner.tables import Tables
 
@@ -83,6 +84,7 @@ class Runner:
         inputs: Inputs,
         sampler: Sampler,
         graphs: GraphBackend | None,
+        max_programs: int | None = None,
     ) -> None:
         self.device = device
         self.graphs = graphs
@@ -91,7 +93,11 @@ class Runner:
         self._inputs = inputs
         self._sampler = sampler
         self._plans = [bound for bound in build.bound if bound.plan is not None]
-        self._recorded: dict[Bucket, tuple[Graph, ForwardBatch]] = {}
+        self._synchronous = device.record() is None
+        self._recordings = None
+        if graphs is not None:
+            handles = build.handles.values()
+            self._recordings = Recordings(graphs, inputs, tables, handles, max_programs)
 
     def launch(self, plan: StepPlan) -> Pending:
         """Forward and sample; returns at once on devices that work asynchronously."""
@@ -104,16 +110,13 @@ class Runner:
         """Launch the model on a plan."""
         step = self._inputs.send(plan)
         self._sampler.start(plan.init)
-        if self._captured(step.bucket):
-            return self._replay(step)
+        if self._recordings is not None and self._recordings.covers(step.bucket):
+            done = self._recordings.run(step, self._plan_ops, self._compute)
+            return Forwarded(step, *done)
         batch = self._inputs.derive(step)
         self._plan_ops(batch)
         hidden, logits = self._compute(batch)
         return Forwarded(step, batch, hidden, logits)
-
-    def _captured(self, bucket: Bucket) -> bool:
-        policy = self.device.info.shape_policy
-        return self.graphs is not None and (bucket.decode or policy == "static")
 
     def _compute(self, batch: ForwardBatch) -> "tuple[Tensor, Tensor]":
         hidden = self._model.forward(batch)
@@ -123,28 +126,6 @@ class Runner:
         for bound in self._plans:
             assert bound.plan is not None
             bound.plan(batch)
-
-    def _replay(self, step: Step) -> Forwarded:
-        """Record the bucket at its first use, then run it from the recording.
-
-        The tables change while a step is recorded, so that one is the step itself.
-        """
-        assert self.graphs is not None
-        bucket = step.bucket
-        if bucket not in self._recorded:
-            made: list[Any] = []
-
-            def body() -> "tuple[Tensor, Tensor]":
-                batch = self._inputs.derive(step)
-                made.append(batch)
-                self._plan_ops(batch)
-                return self._compute(batch)
-
-            graph = self.graphs.capture(body)
-            self._recorded[bucket] = (graph, made[-1])
-        graph, batch = self._recorded[bucket]
-        hidden, logits = graph.replay(batch)
-        return Forwarded(step, batch, hidden, logits)
 
     def sample(self, forwarded: Forwarded, bitmask: "Tensor | None" = None) -> Pending:
         """Launch the draw and the copy of its results to the host."""
@@ -184,7 +165,7 @@ class Runner:
         """A copy on the host, complete once `done` is."""
         import torch
 
-        if tensor.device.type == "cpu":
+        if self._synchronous and tensor.device.type == "cpu":
             return tensor
         target = self.device.host_buffer(tensor.numel(), str(tensor.dtype).removeprefix("torch."))
         with torch.no_grad():

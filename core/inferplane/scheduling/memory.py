@@ -43,10 +43,11 @@ class Memory:
         """RequestError for what can never fit."""
         verify_size(submit, self._max_model_len, self._page_size, self._groups)
 
-    def reserve(self, running: Iterable[Request]) -> list[int]:
-        """Pages by group that running requests will want soon: not for those who wait."""
-        wanted = [self._wanted(request) for request in running]
-        return [sum(column) for column in zip(*wanted, strict=True)] or [0] * len(self._groups)
+    def wanted(self, requests: Iterable[Request], others: Sequence[int] = ()) -> list[int]:
+        """Pages by group that running requests will want soon, and `others`."""
+        wanted = [list(others) or [0] * len(self._groups)]
+        wanted += [self._wanted(request) for request in requests]
+        return [sum(column) for column in zip(*wanted, strict=True)]
 
     def attach(self, request: Request, row: int, reserve: list[int], step: int) -> bool:
         """Give a request its cached prefix and a row, if its known tokens fit beside `reserve`."""
@@ -71,7 +72,7 @@ class Memory:
             request.need, request.retry_at = need, step + RETRY_STEPS
             self.cache.unlock(path[-1])
             return False
-        request.row, request.node = row, path[-1]
+        request.row, request.node, request.need = row, path[-1], None
         for g, pages in enumerate(request.pages):
             for column, page in enumerate(pages):
                 self.writes.append(PageWrite(g, row, column, page))
@@ -138,8 +139,10 @@ class Memory:
         self.cache.flush()
 
     def _wanted(self, request: Request) -> list[int]:
-        """Pages by group that it still needs for its known tokens and a little output."""
-        ahead = min(request.length + self._page_size, request.limit - 1)
+        """Pages by group that it still needs for its known tokens and some output: the more
+        output, the more often it has been retracted, so that it is not retracted for ever."""
+        room = self._page_size << 2 * request.retractions
+        ahead = min(request.length + room, request.limit - 1)
         columns = max(0, -(-(ahead - request.capacity) // self._page_size))
         held = [len(p) - back for p, back in zip(request.pages, request.given_back, strict=True)]
         return [

@@ -53,7 +53,7 @@ class PrefixCache:
         # Least recently used first. An entry is stale unless its tick is still the current one.
         self._leaves: list[tuple[int, int, Node]] = []
         self._window_pages: list[list[tuple[int, int]]] = [[] for _ in groups]
-        self._released: list[dict[int, int]] = [{} for _ in groups]
+        self._released = [[0] * group.num_pages for group in groups]  # when, by page
         self._owner: list[dict[int, Node]] = [{} for _ in groups]
 
     def match(self, namespace: str, tokens: "array[int]", limit: int) -> list[Node]:
@@ -112,7 +112,7 @@ class PrefixCache:
             heap = self._window_pages[group]
             heappush(heap, (self._tick, page))
             if len(heap) > 2 * allocator.num_usable + 64:
-                heap[:] = [item for item in heap if self._released[group].get(item[1]) == item[0]]
+                heap[:] = [item for item in heap if self._released[group][item[1]] == item[0]]
                 heapify(heap)
 
     def evict(self, group: int) -> bool:
@@ -122,7 +122,7 @@ class PrefixCache:
         heap, allocator = self._window_pages[group], self._allocators[group]
         while heap:
             tick, page = heappop(heap)
-            if self._released[group].get(page) != tick or not allocator.is_evictable(page):
+            if self._released[group][page] != tick or not allocator.is_evictable(page):
                 continue
             node = self._owner[group][page]
             self._drop_page(node, group)
@@ -191,15 +191,13 @@ class PrefixCache:
         page = node.pages[group]
         node.pages[group] = 0
         del self._owner[group][page]
-        self._released[group].pop(page, None)
         self._allocators[group].uncache(page)
 
     def _remove(self, node: Node) -> Node:
-        """Unlink a leaf. Its parent was used whenever it was."""
+        """Unlink a leaf. Returns its parent, which may be one now."""
         parent = node.parent
         assert parent is not None
         del parent.children[node.key]
         node.parent = None
         self.num_nodes -= 1
-        parent.last_used = max(parent.last_used, node.last_used)
         return parent

@@ -50,6 +50,7 @@ class Request:
     pages: list[list[int]] = field(default_factory=list)  # by group and column; 0: given back
     given_back: list[int] = field(default_factory=list)  # by group: leading columns that are 0
     capacity: int = 0  # tokens that the pages can hold
+    retractions: int = 0
     cached_tokens: int | None = None  # at first admission
     scored: int = 0  # prompt tokens whose successor's logprob has been reported
     prompt_logprobs: list[TokenLogprobs | None] | None = None

@@ -112,30 +112,34 @@ class Scheduler:
         decode: list[Request] = []
         prefill: list[tuple[Request, int, int]] = []  # request, first token, tokens
         self._init, self._memory.writes = [], []
+        # Decodes go first. They never take all while others prefill: whoever decodes computed at
+        # least one token of its prompt in the step before it began to.
         budget = self._max_batch_tokens - sum([request.decoding for request in running])
         index = 0
         while index < len(running):  # _grow may retract requests, from the end
             request = running[index]
             index += 1
             if request.decoding:
-                if request.length >= request.limit or len(decode) == self._max_batch_tokens:
-                    continue
+                if request.length >= request.limit:
+                    continue  # its last token is in flight
                 if request.computed < request.capacity or self._grow(request, 1):
                     decode.append(request)
-            elif budget > 0:
+            elif budget:
                 count = self._grow(request, min(budget, request.length - request.computed))
                 if count:
                     prefill.append((request, request.computed, count))
                     self._advance(request, count)
                     budget -= count
-        reserve = self._memory.reserve(running) if waiting and budget > 0 else []
-        while waiting and budget > 0 and self._free_rows and self._admit(waiting[0], reserve):
+        admitting = waiting and budget and self._free_rows
+        reserve = self._memory.wanted(running) if admitting else []
+        while waiting and budget and self._free_rows and self._admit(waiting[0], reserve):
             request = waiting.pop(0)
             insort(running, request, key=_seniority)
             count = self._grow(request, min(budget, request.length - request.computed))
             prefill.append((request, request.computed, count))
             self._advance(request, count)
             budget -= count
+            reserve = self._memory.wanted([request], reserve)
         return self._plan(decode, prefill) if decode or prefill else None
 
     def finish(self, plan: StepPlan, result: StepResult) -> list[Output]:
@@ -260,8 +264,8 @@ class Scheduler:
                 plan.logprobs.append(request.top_logprobs)
                 flight.sampled.append(request)
             top = request.params.prompt_logprobs
-            targets = request.tokens[start + 1 : min(start + count + 1, request.prompt_len)]
-            if top is not None and targets and request.scored < request.prompt_len - 1:
+            if top is not None and max(start, request.scored) < request.prompt_len - 1:
+                targets = request.tokens[start + 1 : min(start + count + 1, request.prompt_len)]
                 plan.prompt_logprobs.append(PromptLogprobs(index, top, targets.tolist()))
                 flight.scored.append((request, start))
         self._flights[self._step] = flight
@@ -304,6 +308,7 @@ class Scheduler:
         """Back to the queue: what it has computed may survive in the prefix cache."""
         self._release(request)
         insort(self._waiting, request, key=_seniority)
+        request.retractions += 1
         self._stats.retractions += 1
         self._overfull = True
 

@@ -78,7 +78,9 @@ async def completions(service: Service, request: Request) -> Response:
         priority=asked.priority or 0,
     )
     if asked.echo:  # not before the ids have been checked
-        texts = [t or generator.tokenizer.decode(i) for t, i in zip(texts, ids, strict=True)]
+        skip = asked.skip_special_tokens is not False
+        decode = generator.tokenizer.decode
+        texts = [t or decode(i, skip) for t, i in zip(texts, ids, strict=True)]
     answer = Answer(service, asked, samples, texts)
     if asked.stream:
         return EventStream(request, answer.chunks())

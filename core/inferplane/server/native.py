@@ -97,7 +97,6 @@ class NativeSampling(Schema):
     custom_params: Any = None
 
     def params(self, defaults: dict[str, Any]) -> SamplingParams:
-        refuse_unsupported(self, UNSUPPORTED_SAMPLING)
         pairs = [(name, name) for name in SAME]
         pairs += [(ours, path.partition(".")[2]) for ours, path in SPELLINGS.items()]
         said = {
@@ -121,7 +120,7 @@ class GenerateRequest(Schema):
     logprob_start_len: int | None = None
     top_logprobs_num: int | None = None
     return_text_in_logprobs: bool | None = None
-    rid: ShortText | None = None
+    rid: Annotated[str, Field(pattern=r"\A[A-Za-z0-9._-]{1,64}\z")] | None = None
     model: str | None = None
     cache_salt: ShortText | None = None
     extra_key: ShortText | None = None
@@ -191,7 +190,9 @@ def _sampling(value: Any) -> NativeSampling:
             code="invalid_type",
         )
     try:
-        return body.parse(NativeSampling, value)
+        sampling = body.parse(NativeSampling, value)
+        refuse_unsupported(sampling, UNSUPPORTED_SAMPLING)
+        return sampling
     except RequestError as error:
         raise RequestError(
             error.message, param=f"sampling_params.{error.param}", code=error.code

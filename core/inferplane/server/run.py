@@ -2,25 +2,28 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
-from inferplane.checkpoint.source import open_model
+from inferplane.checkpoint.source import ModelSource, open_model
 from inferplane.config import Config
 from inferplane.errors import ConfigError, InferplaneError
 from inferplane.ipc.client import ENGINE_MODULE, ProcessClient
 from inferplane.server.app import create_app
-from inferplane.server.auth import load_key
+from inferplane.server.auth import ApiKey, load_key
 from inferplane.text.tokenizer import Tokenizer
 
 DRAIN_SECONDS = 30
 BACKLOG = 2048
+MAX_HEAD_BYTES = 64 * 1024
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 FAST_EXIT_CODE = 130
 
@@ -28,14 +31,39 @@ log = logging.getLogger(__name__)
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn without its signal handling, which ends the process with the signal."""
+    """uvicorn without its access log, which has what clients send, and without its signal
+    handling, which ends the process with the signal."""
+
+    def __init__(self, app: FastAPI, drain_seconds: int = DRAIN_SECONDS) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                log_config=None,
+                log_level="warning",  # we say ourselves what we do
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=drain_seconds,
+                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            )
+        )
+        # access_log only takes the handlers away, and anybody may add some
+        logging.getLogger("uvicorn.access").disabled = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Any:
         yield
 
 
-def serve(config: Config, *, say: Callable[[str], None] = print, module: str | None = None) -> int:
+def announce(text: str) -> None:
+    """To standard output, also when that is a pipe."""
+    print(text, flush=True)
+
+
+def serve(
+    config: Config, *, say: Callable[[str], None] = announce, module: str = ENGINE_MODULE
+) -> int:
     """Serve until SIGTERM or SIGINT, which let the requests in flight finish; a second one does
     not. Returns the exit code. `module` replaces the engine process in tests.
     """
@@ -43,30 +71,42 @@ def serve(config: Config, *, say: Callable[[str], None] = print, module: str | N
         level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
     key = load_key(config)
-    listener = _listen(config)
+    listener = listen(config)
     with listener:
         source = open_model(config.model, config.revision)
-        client = ProcessClient(config, module=module or ENGINE_MODULE)
+        client = ProcessClient(config, module=module)
 
         async def run() -> int:
-            loop = asyncio.get_running_loop()
             starting = asyncio.create_task(client.start(say))
             await asyncio.sleep(0)  # lets the engine process start before we read the vocabulary
-            tokenizer = await loop.run_in_executor(None, source.tokenizer, config.chat_template)
-            app = create_app(
-                client,
-                tokenizer,
-                config,
-                generation_config=source.generation_config,
-                eos_ids=_eos_ids(source.generation_config, tokenizer),
-                key=key,
-            )
-            return await Running(config, client, listener, app, say).until_signal(starting)
+            try:
+                app = await _application(config, source, client, key)
+                return await Running(config, client, listener, app, say).until_signal(starting)
+            finally:
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)
+                await client.close()
 
         return _run_loop(run)
 
 
-def _run_loop(run: Any) -> int:
+async def _application(
+    config: Config, source: ModelSource, client: ProcessClient, key: ApiKey | None
+) -> FastAPI:
+    loop = asyncio.get_running_loop()
+    tokenizer = await loop.run_in_executor(None, source.tokenizer, config.chat_template)
+    return create_app(
+        client,
+        tokenizer,
+        config,
+        generation_config=source.generation_config,
+        eos_ids=_eos_ids(source.generation_config, tokenizer),
+        key=key,
+    )
+
+
+def _run_loop(run: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    """On uvloop where it is installed."""
     try:
         import uvloop
     except ImportError:
@@ -74,8 +114,7 @@ def _run_loop(run: Any) -> int:
     else:
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        code: int = runner.run(run())
-        return code
+        return runner.run(run())
 
 
 class Running:
@@ -86,7 +125,7 @@ class Running:
         config: Config,
         client: ProcessClient,
         listener: socket.socket,
-        app: Any,
+        app: FastAPI,
         say: Callable[[str], None],
     ) -> None:
         self._config = config
@@ -94,17 +133,7 @@ class Running:
         self._listener = listener
         self._say = say
         self._signals = 0
-        self._http = HttpServer(
-            uvicorn.Config(
-                app,
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=DRAIN_SECONDS,
-                h11_max_incomplete_event_size=64 * 1024,
-            )
-        )
+        self._http = HttpServer(app)
 
     async def until_signal(self, starting: "asyncio.Task[None]") -> int:
         loop = asyncio.get_running_loop()
@@ -115,13 +144,13 @@ class Running:
             await asyncio.wait((starting, serving), return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()  # raises why the engine did not start
+                gc.collect()
+                gc.freeze()  # what start-up made stays: never scan it again
                 self._announce()
             await serving
         finally:
             self._http.should_exit = True
-            starting.cancel()
-            await asyncio.gather(serving, starting, return_exceptions=True)
-            await self._client.close()
+            await asyncio.gather(serving, return_exceptions=True)
         return 0
 
     def _on_signal(self) -> None:
@@ -143,9 +172,11 @@ class Running:
         )
 
 
-def _listen(config: Config) -> socket.socket:
+def listen(config: Config) -> socket.socket:
+    """A bound socket, so that a taken port is known before anything is loaded."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Naming the protocol matters: asyncio sends small writes at once only on such sockets.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((config.host, config.port))

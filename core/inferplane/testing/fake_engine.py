@@ -32,7 +32,7 @@ from inferplane.messages import (
 class Behaviour(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What a fake engine does. `script` maps a whole prompt to the tokens that follow it; other
     prompts get hashed tokens between `low` and `high`. `fail_to_load` and `crash_at_step` raise,
-    `burst` is how many tokens one step gives a sequence."""
+    `exit_at_step` ends the process, `burst` is how many tokens one step gives a sequence."""
 
     vocab_size: int = 259
     max_model_len: int = 512
@@ -74,16 +74,19 @@ class FakeEngineCore:
         self._running: dict[str, _Sequence] = {}
         self.submitted: list[Submit] = []
         self.aborted: list[str] = []
+        self.on_submit: Callable[[Submit], None] = lambda submit: None
+        self.on_abort: Callable[[str], None] = lambda request_id: None
         self.stats = Stats(pages_total=100, pages_free=100)
         self.closed = False
+        length = config.max_model_len or self.behaviour.max_model_len
         self.info = ModelInfo(
             model=config.model,
             architecture="fake",
             vocab_size=self.behaviour.vocab_size,
-            max_model_len=config.max_model_len or self.behaviour.max_model_len,
+            max_model_len=length,
             dtype="float32",
             device="none",
-            kv_tokens=4 * self.behaviour.max_model_len,
+            kv_tokens=4 * length,
             max_running=config.max_running,
         )
 
@@ -126,6 +129,7 @@ class FakeEngineCore:
         script = self._script.get(tuple(submit.prompt))
         self._seen.append((submit.namespace, submit.prompt))
         self.submitted.append(submit)
+        self.on_submit(submit)
         self.stats.prompt_tokens += len(submit.prompt)
         self._running[submit.request_id] = _Sequence(
             submit, script, min(cached, len(submit.prompt) - 1)
@@ -133,6 +137,7 @@ class FakeEngineCore:
 
     def _abort(self, request_id: str) -> list[FromEngine]:
         self.aborted.append(request_id)
+        self.on_abort(request_id)
         if self._running.pop(request_id, None) is None:
             return []
         self.stats.aborted += 1

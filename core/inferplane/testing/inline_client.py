@@ -13,6 +13,8 @@ from inferplane.messages import (
     FromEngine,
     ModelInfo,
     Output,
+    Ping,
+    Pong,
     Stats,
     Submit,
     ToEngine,
@@ -24,7 +26,6 @@ class InlineClient:
 
     def __init__(self, core: Core) -> None:
         self.core = core
-        self.stats = Stats()
         self.gate = asyncio.Event()
         self.gate.set()
         self.dead = False
@@ -35,6 +36,11 @@ class InlineClient:
     @property
     def info(self) -> ModelInfo:
         return self.core.info
+
+    @property
+    def stats(self) -> Stats:
+        answers = [m for m in self.core.handle(Ping(0)) if isinstance(m, Pong)]
+        return answers[0].stats
 
     @property
     def open_sequences(self) -> int:

@@ -3,6 +3,7 @@ scratch. Looks inside on purpose; knows nothing about what the requests should c
 
 from collections import Counter
 
+from inferplane.hw.batch import StepPlan
 from inferplane.scheduling.prefix_cache import Node
 from inferplane.scheduling.scheduler import Scheduler
 from inferplane.testing.hash_device import SimulationError
@@ -63,6 +64,14 @@ def _verify_pages(scheduler: Scheduler, nodes: list[Node]) -> None:
         require(sorted(pool._free) == free, "free pages are wrong:", pool._free)
         evictable = [page for page in cached if refs[page] == 1]
         require(len(evictable) == pool.num_evictable, "evictable:", pool.num_evictable)
+
+
+def verify_progress(scheduler: Scheduler, plan: StepPlan | None) -> None:
+    """The most senior running request computes in every step until all its tokens are."""
+    if scheduler._running:
+        first = scheduler._running[0]
+        served = plan is not None and first.row in plan.rows
+        require(served or first.length >= first.limit, "the most senior waits:", first.request_id)
 
 
 def verify_idle(scheduler: Scheduler) -> None:

@@ -21,68 +21,18 @@ from inferplane.errors import RequestError
 from inferplane.hw.batch import RowInit, StepPlan, StepResult
 from inferplane.messages import Output, Submit, TokenLogprobs
 from inferplane.sampling_params import SamplingParams
-from inferplane.scheduling.pages import KVGroupPages
 from inferplane.scheduling.scheduler import Scheduler
 from inferplane.testing.hash_device import HashDevice, Oracle, SimulationError, score, visible_span
-from inferplane.testing.invariants import require, verify_idle, verify_scheduler
+from inferplane.testing.invariants import (
+    require,
+    verify_idle,
+    verify_progress,
+    verify_scheduler,
+)
+from inferplane.testing.scenario import draw_scenario
 
 RECOUNT_STEPS = 16
 VOCAB_SIZE = 40
-
-
-@dataclass(slots=True, kw_only=True)
-class Scenario:
-    """Drawn once from the seed."""
-
-    page_size: int
-    groups: list[KVGroupPages]
-    max_running: int
-    max_queue: int
-    max_batch_tokens: int
-    max_model_len: int
-    prefix_cache: bool
-    arrival: float
-    burst: float
-    abort: float
-    fail: float
-    flush: float
-    longest_answer: int
-
-
-def draw_scenario(rng: random.Random) -> Scenario:
-    page_size = rng.choice([1, 2, 4, 4, 8])
-    max_model_len = rng.randint(12, 80)
-    most = -(-max_model_len // page_size)
-    max_running = rng.randint(1, 8)
-    layouts: list[list[int | None]] = [
-        [None],
-        [None],
-        [None, rng.randint(1, 3 * page_size)],
-        [None, rng.randint(1, 24)],
-        [rng.randint(1, 9), None, rng.randint(8, 24)],
-        [rng.randint(1, 24)],
-    ]
-    groups = [
-        KVGroupPages(
-            f"g{index}", 1 + rng.randint(max(1, most // 2), most * rng.randint(1, 4)), window
-        )
-        for index, window in enumerate(rng.choice(layouts))
-    ]
-    return Scenario(
-        page_size=page_size,
-        groups=groups,
-        max_running=max_running,
-        max_queue=rng.choice([1, 3, 8, 20]),
-        max_batch_tokens=rng.choice([1, 3, 8, 16, 64]),
-        max_model_len=max_model_len,
-        prefix_cache=rng.random() < 0.85,
-        arrival=rng.choice([0.05, 0.15, 0.4, 0.8]),
-        burst=rng.choice([0, 0, 0.02, 0.1]),
-        abort=rng.choice([0, 0.01, 0.05, 0.2]),
-        fail=rng.choice([0, 0, 0, 0.01, 0.05]),
-        flush=rng.choice([0, 0, 0.02]),
-        longest_answer=rng.choice([2, 8, 40]),
-    )
 
 
 @dataclass(slots=True)
@@ -95,10 +45,6 @@ class Client:
     output: list[int] = field(default_factory=list)
     admitted: bool = False
     cached_tokens: int = 0
-
-    @property
-    def limit(self) -> int:
-        return self.submit.max_tokens
 
 
 class Simulation:
@@ -208,7 +154,7 @@ class Simulation:
         if self.open and rng.random() < 0.2:
             client = rng.choice(list(self.open.values()))
             text = client.submit.prompt + client.output
-        prompt = text[: rng.randint(0, longest)]
+        prompt = text[: rng.randint(0, rng.choice([6, longest // 2, longest]))]
         prompt += [rng.randrange(VOCAB_SIZE) for _ in range(rng.choice([0, 1, 1, 9]))]
         return prompt if rng.random() < 0.03 else (prompt or [5])[:longest]
 
@@ -261,7 +207,10 @@ class Simulation:
 
     def advance(self, depth: int) -> None:
         """Schedule, unless `depth` steps are in flight already; finish the oldest if more are."""
-        plan = self.scheduler.schedule() if len(self.flights) <= depth else None
+        plan = None
+        if len(self.flights) <= depth:
+            plan = self.scheduler.schedule()
+            verify_progress(self.scheduler, plan)
         if plan is not None:
             self.steps += 1
             self.note("plan", plan)
@@ -298,8 +247,10 @@ class Simulation:
         require(sum(plan.q_lens) <= s.max_batch_tokens, "over budget:", plan.q_lens)
         require(min(plan.q_lens) > 0, "an empty sequence:", plan.q_lens)
         clients = [self.rows[row] for row in plan.rows]
-        for client in clients:
+        for client, start, count in zip(clients, plan.starts, plan.q_lens, strict=True):
             require(client.submit.request_id in self.open, "a ghost is scheduled:", client.submit)
+            longest = min(len(client.submit.prompt) + client.submit.max_tokens, s.max_model_len)
+            require(start + count < longest, "computes what nobody needs:", client.submit)
         return clients
 
     def verify_init(self, client: Client, init: RowInit) -> None:

@@ -102,6 +102,19 @@ def test_every_truncation_is_a_model_error(tmp_path: Path) -> None:
             GgufFile(path)
 
 
+def test_truncation_inside_an_array_of_strings(tmp_path: Path) -> None:
+    """Alone in the file, so that no other length gives the truncation away."""
+    path = tmp_path / "cut.gguf"
+    whole = gguf([pair("words", 9, array(8, 3, string("a" * 30) + string("") + string("ccc")))], [])
+    end = whole.rindex(b"ccc") + 3
+    for length in range(end):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ModelError, match=r"cut\.gguf"):
+            GgufFile(path)
+    path.write_bytes(whole[:end])
+    assert GgufFile(path).get("words") == ["a" * 30, "", "ccc"]
+
+
 BAD = {
     "magic": (b"GGML" + WHOLE[4:], "not a GGUF file"),
     "version 1": (gguf([], [], version=1), "version 1, only 2 and 3"),

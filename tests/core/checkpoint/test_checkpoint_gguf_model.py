@@ -261,6 +261,7 @@ def test_other_frequency_scalings_are_refused(tmp_path: Path) -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "experts": ({"llama.expert_count": 8}, "mixture-of-experts"),
+    "part of a file": ({"split.count": 3}, "one of 3 parts"),
     "partial rope": ({"llama.rope.dimension_count": 8}, "turns 8 of 16"),
     "scaling": ({"llama.rope.scaling.type": "longrope"}, "supported: none, linear, yarn"),
     "no factor": ({"llama.rope.scaling.type": "yarn"}, r"scaling\.factor is None"),
@@ -290,7 +291,7 @@ def small(path: Path, arch: str, tensors: tuple[str, ...], **values: int) -> Ggu
 
 def test_unsupported_architecture_lists_the_supported(tmp_path: Path) -> None:
     file = small(tmp_path / "m.gguf", "mamba", ("token_embd.weight",))
-    with pytest.raises(ModelError, match="'mamba', GGUF .*: llama, qwen2, qwen3, gemma3"):
+    with pytest.raises(ModelError, match=r"'mamba', GGUF .*: llama, qwen2, qwen3, gemma3"):
         read_config(file)
 
 

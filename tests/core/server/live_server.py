@@ -1,7 +1,7 @@
 """The real application on a real loopback socket, over a fake engine; in a thread of its own."""
 
 import asyncio
-import socket
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
-import uvicorn
 
 from inferplane.config import Config
 from inferplane.server.app import create_app
 from inferplane.server.auth import ApiKey
-from inferplane.server.run import HttpServer
+from inferplane.server.run import HttpServer, listen
+from inferplane.server.service import Service
 from inferplane.testing.fake_engine import Behaviour, FakeEngineCore
 from inferplane.testing.inline_client import InlineClient
 from tests.core.server.byte_model import EOS, byte_tokenizer
@@ -51,6 +51,7 @@ class LiveServer:
         self.url = url
         self.http = httpx.Client(base_url=url, timeout=30)
         self.client: InlineClient
+        self.service: Service
         self._loop = loop
 
     def call(self, work: Callable[[], Any]) -> Any:
@@ -81,9 +82,9 @@ class LiveServer:
 def live_server(
     behaviour: Behaviour | None = None, *, key: str | None = None, **settings: Any
 ) -> Iterator[LiveServer]:
-    config = Config(model=MODEL, served_model_name=NAME, **settings)
+    config = Config(model=MODEL, served_model_name=NAME, port=0, **settings)
     core = FakeEngineCore(config, behaviour=behaviour or scripted())
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen(config)
     host, port = listener.getsockname()
     loop = asyncio.new_event_loop()
     live = LiveServer(loop, core, f"http://{host}:{port}")
@@ -98,9 +99,8 @@ def live_server(
             generation_config={"temperature": 0.5, "top_k": 7, "eos_token_id": EOS},
             key=ApiKey(key) if key else None,
         )
-        server = HttpServer(
-            uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
-        )
+        live.service = app.state.service
+        server = HttpServer(app, drain_seconds=1)
         ready.set_result(server)
         await server.serve([listener])
         await live.client.close()
@@ -125,3 +125,12 @@ def sse(response: httpx.Response) -> list[str]:
     for line in lines:
         assert line.startswith("data: "), line
     return [line.removeprefix("data: ") for line in lines]
+
+
+def events(response: httpx.Response) -> list[dict[str, Any]]:
+    """The values of a stream that came to its proper end."""
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *payloads, last = sse(response)
+    assert last == "[DONE]"
+    return [json.loads(payload) for payload in payloads]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from inferplane.hw.op import Bound, BuildContext, Determinism, Op, Reference, Tolerance, rounding
+from inferplane.hw.ops.rowwise import rowwise
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +29,7 @@ def glu(spec: GluSpec, ctx: BuildContext) -> Bound:
 
     act: Callable[[Tensor], Tensor]
     act = silu if spec.activation == "silu" else partial(gelu, approximate="tanh")
+    act = rowwise(act) if spec.determinism == "batch" else act
 
     def run(x: "Tensor") -> "Tensor":
         gate, up = x.split(spec.size, dim=-1)

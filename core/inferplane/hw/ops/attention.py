@@ -10,7 +10,7 @@ position 0 of the sequence, so that a query meets the same products in the same 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from inferplane.hw.kv import KVSpec
+from inferplane.hw.kv import KVSpec, LayerKV
 from inferplane.hw.op import Bound, BuildContext, Determinism, Op, Reference, Tolerance, rounding
 from inferplane.hw.ops.attention_inputs import attention_inputs
 from inferplane.hw.ops.kv import needs_strides
@@ -44,67 +44,78 @@ class AttentionSpec:
 
 def attention(spec: AttentionSpec, ctx: BuildContext) -> Bound:
     """run(q[T, Hq, D], batch, sinks f32[Hq] | None) -> o[T, Hq, D]; padding rows are zero"""
-    import torch
-
     handle = ctx.kv(spec.layer)
-    dynamic = ctx.device.info.shape_policy == "dynamic"
+    policy = ctx.device.info.shape_policy
 
     def run(q: "Tensor", batch: "ForwardBatch", sinks: "Tensor | None" = None) -> "Tensor":
-        table = batch.page_table[spec.group]
-        count = batch.num_seqs if dynamic else batch.row.shape[0]
         if batch.max_q == 1 and spec.determinism != "batch":
-            return decode(q, batch, table, sinks)
+            return _decode(spec, handle, q, batch, sinks)
+        # what may be recorded uses no number of the host but the shapes
+        exact = policy == "dynamic" or (policy == "bucketed" and batch.max_q > 1)
         out = q.new_zeros(q.shape[0] + 1, *q.shape[1:])  # the last row takes what padding makes
-        for index in range(count):
-            out = sequence(q, batch, table[index], index, sinks, out)
+        for index in range(batch.num_seqs if exact else batch.row.shape[0]):
+            out = _sequence(spec, handle, q, batch, index, sinks, out, exact)
         return out[:-1]
 
-    def decode(
-        q: "Tensor", batch: "ForwardBatch", table: "Tensor", sinks: "Tensor | None"
-    ) -> "Tensor":
-        B = table.shape[0]
-        limit = -(-batch.max_kv // spec.kv.page_size) if dynamic else table.shape[1]
-        keys, values = handle.layout.export_pages(handle.data, table[:, :limit].flatten())
-        keys, values = (x.view(B, -1, *x.shape[-2:]) for x in (keys, values))  # [B, S, Hkv, D]
-        rows = batch.q_start[:-1].clamp(max=q.shape[0] - 1)
-        query = q.index_select(0, rows).unsqueeze(1)  # [B, 1, Hq, D]
-        position = (batch.seq_len - 1).unsqueeze(1)  # [B, 1]
-        result = attend(spec, query, keys, values, position, sinks)[:, 0]
-        live = (batch.q_start[1:] > batch.q_start[:-1]) & (batch.seq_len > 0)
-        where = torch.where(live, rows, q.shape[0]).long()
-        out = q.new_zeros(q.shape[0] + 1, *q.shape[1:])
-        return out.index_put((where,), result)[:-1]
-
-    def sequence(
-        q: "Tensor",
-        batch: "ForwardBatch",
-        pages: "Tensor",
-        index: int,
-        sinks: "Tensor | None",
-        out: "Tensor",
-    ) -> "Tensor":
-        begin, length = batch.q_start[index], batch.q_start[index + 1] - batch.q_start[index]
-        if dynamic:
-            count = batch.host_q_start[index + 1] - batch.host_q_start[index]
-            need = -(-batch.host_seq_len[index] // spec.kv.page_size)
-            if not count or not need:
-                return out
-        else:
-            count, need = min(batch.max_q, q.shape[0]), pages.shape[0]
-        offset = torch.arange(count, device=q.device, dtype=torch.int32)
-        keys, values = handle.layout.export_pages(handle.data, pages[:need]).flatten(1, 2)
-        rows = (begin + offset).clamp(max=q.shape[0] - 1)
-        position = batch.seq_len[index] - length + offset
-        position = torch.where(offset < length, position, -1)
-        query = q.index_select(0, rows)
-        if spec.determinism == "batch":
-            result = attend_tiled(spec, query, keys, values, position, sinks)
-        else:
-            result = attend(spec, query[None], keys[None], values[None], position[None], sinks)[0]
-        where = torch.where(offset < length, begin + offset, q.shape[0]).long()
-        return out.index_put((where,), result)
-
     return Bound(run=run)
+
+
+def _decode(
+    spec: AttentionSpec,
+    handle: LayerKV,
+    q: "Tensor",
+    batch: "ForwardBatch",
+    sinks: "Tensor | None",
+) -> "Tensor":
+    """Every sequence has at most one query: all at once, padded to the longest page table."""
+    import torch
+
+    table = batch.page_table[spec.group]
+    keys, values = handle.layout.export_pages(handle.data, table.flatten())
+    keys, values = (x.view(len(table), -1, *x.shape[-2:]) for x in (keys, values))  # [B, S, H, D]
+    rows = batch.q_start[:-1].clamp(max=q.shape[0] - 1)
+    query = q.index_select(0, rows).unsqueeze(1)  # [B, 1, Hq, D]
+    position = (batch.seq_len - 1).unsqueeze(1)  # [B, 1]
+    result = attend(spec, query, keys, values, position, sinks)[:, 0]
+    live = (batch.q_start[1:] > batch.q_start[:-1]) & (batch.seq_len > 0)
+    where = torch.where(live, rows, q.shape[0]).long()
+    out = q.new_zeros(q.shape[0] + 1, *q.shape[1:])
+    return out.index_put((where,), result)[:-1]
+
+
+def _sequence(
+    spec: AttentionSpec,
+    handle: LayerKV,
+    q: "Tensor",
+    batch: "ForwardBatch",
+    index: int,
+    sinks: "Tensor | None",
+    out: "Tensor",
+    exact: bool,
+) -> "Tensor":
+    """`out` with the rows of one sequence. `exact`: sizes come from the host, else the batch."""
+    import torch
+
+    pages = batch.page_table[spec.group][index]
+    begin, length = batch.q_start[index], batch.q_start[index + 1] - batch.q_start[index]
+    count, need = min(batch.max_q, q.shape[0]), pages.shape[0]
+    if exact:
+        count = batch.host_q_start[index + 1] - batch.host_q_start[index]
+        need = -(-batch.host_seq_len[index] // spec.kv.page_size)
+        if not count or not need:
+            return out
+    offset = torch.arange(count, device=q.device, dtype=torch.int32)
+    keys, values = handle.layout.export_pages(handle.data, pages[:need]).flatten(1, 2)
+    rows = (begin + offset).clamp(max=q.shape[0] - 1)
+    position = batch.seq_len[index] - length + offset
+    position = torch.where(offset < length, position, -1)
+    query = q.index_select(0, rows)
+    if spec.determinism == "batch":
+        result = attend_tiled(spec, query, keys, values, position, sinks)
+    else:
+        result = attend(spec, query[None], keys[None], values[None], position[None], sinks)[0]
+    where = torch.where(offset < length, begin + offset, q.shape[0]).long()
+    return out.index_put((where,), result)
 
 
 def visible(spec: AttentionSpec, query: "Tensor", key: "Tensor") -> "Tensor":

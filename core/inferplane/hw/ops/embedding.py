@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from inferplane.hw.op import Bound, BuildContext, Determinism, Op, Reference, Tolerance
+from inferplane.hw.op import (
+    EPSILON,
+    Bound,
+    BuildContext,
+    Determinism,
+    Op,
+    Reference,
+    Tolerance,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,12 +54,17 @@ def _inputs(spec: EmbeddingSpec, seed: int) -> dict[str, Any]:
     }
 
 
+def _tolerance(spec: EmbeddingSpec) -> Tolerance:
+    bound = 1.25 * EPSILON[spec.dtype]  # the scale and the product are rounded, half each
+    return Tolerance(relative=bound, absolute=0.0, norm=bound)
+
+
 OPS = (
     Op(
         name="embedding",
         spec=EmbeddingSpec,
         reference=Reference(embedding),
-        tolerance=lambda spec: Tolerance(relative=2.0**-7, absolute=0.0, norm=2.0**-7),
+        tolerance=_tolerance,
         inputs=_inputs,
     ),
 )

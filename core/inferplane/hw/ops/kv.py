@@ -1,6 +1,6 @@
 """Moving keys and values in and out of the paged cache, and the fused way there from q, k, v."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from inferplane.hw.kv import KVSpec
@@ -88,10 +88,14 @@ def kv_copy(spec: KVOpSpec, ctx: BuildContext) -> Bound:
 
 
 def rope_write(spec: RopeWriteSpec, ctx: BuildContext) -> Bound:
-    """run(q[T, Hq, D], k[T, Hkv, D], v, position, slot, q_weight[D], k_weight[D]) -> q"""
+    """run(q[T, Hq, D], k[T, Hkv, D], v, position, slot, q_weight[D], k_weight[D]) -> q
+
+    Implementations may overwrite q and k, and return q itself.
+    """
     norm = ctx.bind("norm.rms", spec.norm).run if spec.norm else None
-    rotate = ctx.bind("rope", spec.rope).run
-    write = ctx.bind("kv.write", KVOpSpec(layer=spec.layer, kv=spec.kv)).run
+    rotary, into = _rope_and_write(spec)
+    rotate = ctx.bind("rope", rotary).run
+    write = ctx.bind("kv.write", into).run
 
     def run(
         q: "Tensor",
@@ -111,10 +115,16 @@ def rope_write(spec: RopeWriteSpec, ctx: BuildContext) -> Bound:
     return Bound(run=run)
 
 
+def _rope_and_write(spec: RopeWriteSpec) -> tuple[RopeSpec, KVOpSpec]:
+    """The parts are as deterministic as the whole must be."""
+    write = KVOpSpec(layer=spec.layer, kv=spec.kv, determinism=spec.determinism)
+    return replace(spec.rope, determinism=spec.determinism), write
+
+
 def _parts(spec: RopeWriteSpec) -> tuple[tuple[str, Any], ...]:
-    write = KVOpSpec(layer=spec.layer, kv=spec.kv)
+    rotary, write = _rope_and_write(spec)
     norm = (("norm.rms", spec.norm),) if spec.norm else ()
-    return (*norm, ("rope", spec.rope), ("kv.write", write))
+    return (*norm, ("rope", rotary), ("kv.write", write))
 
 
 def needs_strides(spec: Any, device: "Device") -> Reject | None:
@@ -206,5 +216,6 @@ OPS = (
         tolerance=lambda spec: rounding(spec.kv.dtype, spec.kv.head_dim),
         inputs=_rope_inputs,
         parts=_parts,
+        mutates=("q", "k"),
     ),
 )

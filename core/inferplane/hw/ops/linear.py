@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from inferplane.hw.op import Bound, BuildContext, Determinism, Op, Reference, Tolerance, rounding
+from inferplane.hw.ops.rowwise import rowwise
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,13 +70,20 @@ def linear(spec: LinearSpec, ctx: BuildContext) -> Bound:
 
 def logits(spec: LogitsSpec, ctx: BuildContext) -> Bound:
     """prepack(weight[V, d]) -> W; run(h[N, d], W) -> f32[N, V]"""
+    import torch
     from torch.nn.functional import linear as dense
 
-    product = tiled if spec.determinism == "batch" else dense
+    def cap(out: "Tensor") -> "Tensor":
+        return spec.softcap * (out / spec.softcap).tanh()
+
+    in_batch_mode = spec.determinism == "batch"
+    product = tiled if in_batch_mode else dense
+    capped = rowwise(cap) if in_batch_mode else cap
 
     def run(hidden: "Tensor", weight: "Tensor") -> "Tensor":
-        out = product(hidden, weight, None).float()
-        return spec.softcap * (out / spec.softcap).tanh() if spec.softcap else out
+        out = product(hidden, weight, None)
+        out = out if out.dtype == torch.float64 else out.float()
+        return capped(out) if spec.softcap else out
 
     return Bound(run=run, prepack=lambda weight: weight)
 

@@ -39,7 +39,10 @@ def rms_norm(spec: RMSNormSpec, ctx: BuildContext) -> Bound:
 
 
 def add_rms_norm(spec: RMSNormSpec, ctx: BuildContext) -> Bound:
-    """run(x[..., d], residual[..., d], weight[d]) -> (y[..., d], x + residual)"""
+    """run(x[..., d], residual[..., d], weight[d]) -> (y[..., d], x + residual)
+
+    Implementations may overwrite x and residual, and return them.
+    """
     norm = ctx.bind("norm.rms", spec).run
 
     def run(x: "Tensor", residual: "Tensor", weight: "Tensor") -> "tuple[Tensor, Tensor]":
@@ -89,5 +92,6 @@ OPS = (
         tolerance=tolerance,
         inputs=_add_inputs,
         parts=lambda spec: (("norm.rms", replace(spec)),),
+        mutates=("x", "residual"),
     ),
 )

@@ -75,7 +75,8 @@ def rope(spec: RopeSpec, ctx: BuildContext) -> Bound:
     half, rotary = spec.rotary_dim // 2, spec.rotary_dim
 
     def rotate(x: "Tensor", cos: "Tensor", sin: "Tensor") -> "Tensor":
-        wide, rest = x[..., :rotary].float(), x[..., rotary:]
+        rest = x[..., rotary:]
+        wide = x[..., :rotary].to(torch.float64 if x.dtype == torch.float64 else torch.float32)
         if spec.style == "neox":
             a, b = wide[..., :half], wide[..., half:]
         else:

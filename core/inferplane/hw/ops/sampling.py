@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from inferplane.hw.noise import gumbel
 from inferplane.hw.op import Bound, BuildContext, Determinism, Op, Reference, Tolerance
+from inferplane.hw.ops.rowwise import rowwise
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,7 +105,8 @@ def sampling_draw(spec: SamplingSpec, ctx: BuildContext) -> Bound:
         ordered = ordered.masked_fill(rank >= limit, -torch.inf)
         share = ordered.softmax(-1)
         before = share.cumsum(-1) - share
-        drop = (before >= top_p.unsqueeze(1)) | (share < share[:, :1] * min_p.unsqueeze(1))
+        nucleus = top_p.where(top_p < 1.0, torch.inf).unsqueeze(1)  # sums may round to 1 early
+        drop = (before >= nucleus) | (share < share[:, :1] * min_p.unsqueeze(1))
         drop[:, 0] = False
         noisy = (ordered + noise.gather(1, ids)).masked_fill(drop, -torch.inf)
         # the lowest id among equals: argmax alone would take the first in sorted order
@@ -125,15 +127,16 @@ def sampling_logprobs(spec: SamplingSpec, ctx: BuildContext) -> Bound:
     """run(logits f32[N, V], ids i32[N], top: int) -> (logprob f32[N], rank i32[N],
     top_ids i32[N, top], top_logprobs f32[N, top])
 
-    Natural logarithms; rank 1 is the most likely token, ties share the better rank.
+    Natural logarithms; rank 1 is the most likely token, ties share the better rank. Among equals
+    the lower ids come first, so that no token depends on how many others are asked for.
     """
 
     def score(logits: "Tensor", ids: "Tensor", top: int) -> "tuple[Tensor, ...]":
         logprobs = logits.log_softmax(-1)
         own = logprobs.gather(1, ids.long().unsqueeze(1))
         rank = (logits > logits.gather(1, ids.long().unsqueeze(1))).sum(-1) + 1
-        best = logprobs.topk(top, dim=-1)
-        return own.squeeze(1), rank.int(), best.indices.int(), best.values
+        best = most_likely(logits, top)
+        return own.squeeze(1), rank.int(), best.int(), logprobs.gather(1, best)
 
     def run(logits: "Tensor", ids: "Tensor", top: int) -> "tuple[Tensor, ...]":
         if spec.determinism == "batch":
@@ -144,20 +147,21 @@ def sampling_logprobs(spec: SamplingSpec, ctx: BuildContext) -> Bound:
     return Bound(run=run)
 
 
-def rowwise(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Call `fn` on one row of its tensors at a time and put the results together."""
+def most_likely(logits: "Tensor", top: int) -> "Tensor":
+    """i64[N, top] token ids in falling order of their logits, the lower id first among equals.
 
-    def call(*tensors: "Tensor", **options: Any) -> Any:
-        import torch
+    A library's top-k takes any of several equals, which depend on k. So the ids join the keys:
+    the bits of a float32, as an integer that orders as it does, then the id.
+    """
+    import torch
 
-        if tensors[0].shape[0] == 0:
-            return fn(*tensors, **options)
-        rows = [fn(*(t[i : i + 1] for t in tensors), **options) for i in range(len(tensors[0]))]
-        if isinstance(rows[0], tuple):
-            return tuple(torch.cat(column) for column in zip(*rows, strict=True))
-        return torch.cat(rows)
-
-    return call
+    if logits.dtype != torch.float32:
+        return logits.sort(dim=-1, descending=True, stable=True).indices[:, :top]
+    bits = (logits + 0.0).view(torch.int32)  # -0.0 becomes 0.0
+    rising = (bits ^ (bits >> 31 & 0x7FFFFFFF)).long()
+    last = logits.shape[-1] - 1
+    keys = rising * 2**32 + (last - torch.arange(last + 1, device=logits.device))
+    return keys.topk(top, dim=-1).indices
 
 
 def _logits(spec: SamplingSpec, seed: int) -> "Tensor":
@@ -165,6 +169,37 @@ def _logits(spec: SamplingSpec, seed: int) -> "Tensor":
 
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(5, spec.vocab, generator=generator) * 4
+
+
+def _filter_inputs(spec: SamplingSpec, seed: int) -> dict[str, Any]:
+    """Every kind of restriction with a chance of one half."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed + 2)
+    chosen = torch.randint(2, (4,), generator=generator).tolist()
+
+    def draw(high: int, *shape: int) -> "Tensor":
+        return torch.randint(high, shape, generator=generator, dtype=torch.int32)
+
+    made: dict[str, Any] = {"logits": _logits(spec, seed)}
+    if chosen[0]:
+        made["counts"] = (draw(30, 5, spec.vocab) - 26).clamp(min=0)
+        made["in_prompt"] = draw(9, 5, spec.vocab) == 0
+        for name, values in (
+            ("repetition", (1.0, 1.3, 0.7)),
+            ("frequency", (0.0, 0.5, -1.5)),
+            ("presence", (0.0, 1.5, -0.5)),
+        ):
+            made[name] = torch.tensor(values)[draw(3, 5).long()]
+    if chosen[1]:
+        noise = torch.randn(5, spec.vocab, generator=generator)
+        made["bias"] = noise * (draw(20, 5, spec.vocab) == 0)
+    if chosen[2]:
+        made["banned"] = draw(spec.vocab + 1, 5, 7)
+    if chosen[3]:
+        words = torch.randint(-(2**31), 2**31, (5, -(-spec.vocab // 32)), generator=generator)
+        made["bitmask"] = words.int()
+    return made
 
 
 def _draw_inputs(spec: SamplingSpec, seed: int) -> dict[str, Any]:
@@ -207,7 +242,7 @@ OPS = (
         spec=SamplingSpec,
         reference=Reference(sampling_filter),
         tolerance=_exact,
-        inputs=lambda spec, seed: {"logits": _logits(spec, seed)},
+        inputs=_filter_inputs,
     ),
     Op(
         name="sampling.draw",

@@ -1,0 +1,207 @@
+"""Attention over paged keys and values, in Triton: a tiled kernel and a split one for decode.
+
+Computes o[t, h] = softmax(scale * q[t, h] . k[s]) v[s] over the visible keys s of the token's
+sequence (hw/ops/attention.py). Shapes: q, o [T, Hq, D]; keys and values [pages, page, Hkv, D].
+
+Moves, per step and layer, at least the visible keys and values once: 2 * seq_len * Hkv * D * width
+bytes a sequence; decode is bound by that (H100: 3.0 TB/s measured copy). Prefill computes
+4 * D * Hq operations per visible pair and is bound by the matrix units.
+
+Techniques: FlashAttention's online softmax (Dao, arXiv 2307.08691), split-KV decode
+(Flash-Decoding, Dao et al. 2023), queries that share a key head packed into one tile
+(grouped-query attention, Ainslie et al., arXiv 2305.13245).
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _attend(
+    q, acc, peak, total, position, live, floor, last, k_ptr, v_ptr, table_ptr, seq_len,
+    stride_page, stride_token, scale,
+    PAGE: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+):  # fmt: skip
+    """Keys floor..last for q [M, D] at `position` [M], in blocks that start at multiples of BLOCK.
+
+    Keys below `floor` and from seq_len on are never loaded: their pages may be gone."""
+    dims = tl.arange(0, DIM_PAD)
+    inside = dims < DIM
+    for start in range(floor // BLOCK * BLOCK, last, BLOCK):
+        key = start + tl.arange(0, BLOCK)
+        held = (key < seq_len) & (key >= floor)
+        page = tl.load(table_ptr + key // PAGE, mask=held, other=0).to(tl.int64)
+        where = page * stride_page + (key % PAGE) * stride_token
+        k = tl.load(
+            k_ptr + where[None, :] + dims[:, None], mask=held[None, :] & inside[:, None], other=0.0
+        )
+        score = tl.dot(q, k.to(q.dtype), input_precision="ieee") * scale
+        if SOFTCAP > 0.0:
+            score = SOFTCAP * (2.0 * tl.sigmoid(2.0 * score / SOFTCAP) - 1.0)  # tanh
+        seen = (key[None, :] <= position[:, None]) & live[:, None]
+        if WINDOW > 0:
+            seen = seen & (key[None, :] > position[:, None] - WINDOW)
+        score = tl.where(seen, score, float("-inf"))
+        higher = tl.maximum(peak, tl.max(score, 1))
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        weight = tl.exp(score - base[:, None])
+        shrink = tl.exp(peak - base)
+        v = tl.load(
+            v_ptr + where[:, None] + dims[None, :], mask=held[:, None] & inside[None, :], other=0.0
+        )
+        total = total * shrink + tl.sum(weight, 1)
+        acc = acc * shrink[:, None]
+        acc = tl.dot(weight.to(q.dtype), v.to(q.dtype), acc, input_precision="ieee")
+        peak = higher
+    return acc, peak, total
+
+
+@triton.jit
+def _begin(
+    sink_ptr, heads, with_sink,
+    ROWS: tl.constexpr, DIM_PAD: tl.constexpr, SINKS: tl.constexpr,
+):  # fmt: skip
+    """Empty sums of a softmax; a sink counts as one key whose value is zero."""
+    acc = tl.zeros([ROWS, DIM_PAD], tl.float32)
+    if SINKS:
+        peak = tl.load(sink_ptr + heads, mask=with_sink, other=float("-inf")).to(tl.float32)
+        total = tl.where(with_sink, 1.0, 0.0)
+    else:
+        peak = tl.full([ROWS], float("-inf"), tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+    return acc, peak, total
+
+
+@triton.jit
+def tiled(
+    q_ptr, k_ptr, v_ptr, out_ptr, sink_ptr, table_ptr, seq_len_ptr, q_start_ptr,
+    seqs, skip, stride_q, stride_out, stride_page, stride_token, stride_head, stride_table, scale,
+    HEADS: tl.constexpr, SHARED: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
+    PAGE: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
+):  # fmt: skip
+    """One program per tile of TOKENS queries (times SHARED heads = ROWS rows) and key head.
+
+    Sequence i, counted from `skip`, owns the tiles from q_start[i] // TOKENS + i: enough for all
+    its queries, so that a program finds its sequence by bisection without a table from the host.
+    """
+    tile, head = tl.program_id(0), tl.program_id(1)
+    base = tl.load(q_start_ptr + skip)
+    low, high = 0, seqs
+    while high - low > 1:
+        middle = (low + high) // 2
+        begins = (tl.load(q_start_ptr + skip + middle) - base) // TOKENS + middle
+        if begins <= tile:
+            low = middle
+        else:
+            high = middle
+    seq = low + skip
+    q_begin = tl.load(q_start_ptr + seq)
+    q_len = tl.load(q_start_ptr + seq + 1) - q_begin
+    number = tile - ((q_begin - base) // TOKENS + low)
+    if number * TOKENS >= q_len:
+        return
+    seq_len = tl.load(seq_len_ptr + seq)
+    rows = tl.arange(0, ROWS)
+    dims = tl.arange(0, DIM_PAD)
+    token = number * TOKENS + rows // SHARED
+    live = (token < q_len) & (rows < TOKENS * SHARED)
+    heads = head * SHARED + rows % SHARED
+    where = (q_begin + token).to(tl.int64)
+    q_mask = live[:, None] & (dims < DIM)[None, :]
+    q = tl.load(
+        q_ptr + where[:, None] * stride_q + heads[:, None] * DIM + dims[None, :],
+        mask=q_mask, other=0.0,
+    )  # fmt: skip
+    acc, peak, total = _begin(sink_ptr, heads, live, ROWS, DIM_PAD, SINKS)
+    lowest = seq_len - q_len + number * TOKENS
+    last = tl.minimum(lowest + TOKENS, seq_len)
+    floor = 0
+    if WINDOW > 0:
+        floor = tl.maximum(lowest - WINDOW + 1, 0)
+    acc, peak, total = _attend(
+        q, acc, peak, total, seq_len - q_len + token, live, floor, last,
+        k_ptr + head * stride_head, v_ptr + head * stride_head, table_ptr + seq * stride_table,
+        seq_len, stride_page, stride_token, scale, PAGE, DIM, DIM_PAD, BLOCK, WINDOW, SOFTCAP,
+    )  # fmt: skip
+    result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    tl.store(
+        out_ptr + where[:, None] * stride_out + heads[:, None] * DIM + dims[None, :],
+        result.to(out_ptr.dtype.element_ty), mask=q_mask,
+    )  # fmt: skip
+
+
+@triton.jit
+def split(
+    q_ptr, k_ptr, v_ptr, out_ptr, part_ptr, lse_ptr, sink_ptr, table_ptr, seq_len_ptr,
+    stride_q, stride_out, stride_page, stride_token, stride_head, stride_table, scale,
+    HEADS: tl.constexpr, SHARED: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
+    PAGE: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
+):  # fmt: skip
+    """Decode: one program per sequence, key head and part of the visible keys. With one part the
+    result is final, otherwise `merge` puts the parts together. Decoding sequences come first with
+    one token each, so token and sequence have the same index; empty ones give zeros."""
+    seq, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    seq_len = tl.load(seq_len_ptr + seq)
+    token = seq.to(tl.int64)
+    rows = tl.arange(0, ROWS)
+    dims = tl.arange(0, DIM_PAD)
+    live = rows < SHARED
+    heads = head * SHARED + rows
+    floor = 0
+    if WINDOW > 0:
+        floor = tl.maximum(seq_len - WINDOW, 0)
+    begin = floor // BLOCK * BLOCK
+    each = tl.cdiv(tl.cdiv(seq_len - begin, BLOCK), SPLITS) * BLOCK
+    first = begin + part * each
+    last = tl.minimum(first + each, seq_len)
+    mask = live[:, None] & (dims < DIM)[None, :]
+    acc, peak, total = _begin(sink_ptr, heads, live & (part == 0), ROWS, DIM_PAD, SINKS)
+    if first < last:
+        q = tl.load(
+            q_ptr + token * stride_q + heads[:, None] * DIM + dims[None, :], mask=mask, other=0.0
+        )
+        position = tl.zeros([ROWS], tl.int32) + seq_len - 1
+        acc, peak, total = _attend(
+            q, acc, peak, total, position, live, tl.maximum(first, floor), last,
+            k_ptr + head * stride_head, v_ptr + head * stride_head,
+            table_ptr + seq * stride_table, seq_len, stride_page, stride_token, scale,
+            PAGE, DIM, DIM_PAD, BLOCK, WINDOW, SOFTCAP,
+        )  # fmt: skip
+    result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    if SPLITS == 1:
+        tl.store(
+            out_ptr + token * stride_out + heads[:, None] * DIM + dims[None, :],
+            result.to(out_ptr.dtype.element_ty), mask=mask,
+        )  # fmt: skip
+    else:
+        slot = (seq * HEADS + heads).to(tl.int64) * SPLITS + part
+        tl.store(part_ptr + slot[:, None] * DIM + dims[None, :], result, mask=mask)
+        lse = tl.where(total == 0.0, float("-inf"), peak + tl.log(total))
+        tl.store(lse_ptr + slot, lse, mask=rows < SHARED)
+
+
+@triton.jit
+def merge(
+    part_ptr, lse_ptr, out_ptr, seq_len_ptr, stride_out,
+    HEADS: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
+    SPLITS: tl.constexpr, SPLITS_PAD: tl.constexpr,
+):  # fmt: skip
+    """o = sum over parts of exp(lse - max) part / sum of exp(lse - max)"""
+    seq, head = tl.program_id(0), tl.program_id(1)
+    token = seq.to(tl.int64)
+    parts = tl.arange(0, SPLITS_PAD)
+    dims = tl.arange(0, DIM_PAD)
+    slot = (seq * HEADS + head).to(tl.int64) * SPLITS + parts
+    lse = tl.load(lse_ptr + slot, mask=parts < SPLITS, other=float("-inf"))
+    empty = tl.load(seq_len_ptr + seq) == 0
+    weight = tl.where(empty, 0.0, tl.exp(lse - tl.max(lse, 0)))
+    mask = (parts < SPLITS)[:, None] & (dims < DIM)[None, :]
+    value = tl.load(part_ptr + slot[:, None] * DIM + dims[None, :], mask=mask, other=0.0)
+    result = tl.sum(value * weight[:, None], 0) / tl.where(empty, 1.0, tl.sum(weight, 0))
+    tl.store(
+        out_ptr + token * stride_out + head * DIM + dims,
+        result.to(out_ptr.dtype.element_ty), mask=dims < DIM,
+    )  # fmt: skip

@@ -1,0 +1,22 @@
+"""Portable Triton kernels: ops only, for devices of other packages."""
+
+from collections.abc import Iterable
+from importlib.util import find_spec
+
+from inferplane.hw import Device, OpImpl, impl
+
+
+@impl
+def op_impls(device: Device) -> Iterable[tuple[str, OpImpl]]:
+    if device.info.torch_device.partition(":")[0] == "cpu" or find_spec("triton") is None:
+        return []
+    from inferplane_triton.attention import PagedAttention
+    from inferplane_triton.rowwise import AddRMSNorm, Glu, RMSNorm, RopeWrite
+
+    return [
+        ("attention.paged", PagedAttention()),
+        ("qk_norm_rope_kvwrite", RopeWrite()),
+        ("norm.rms", RMSNorm()),
+        ("norm.add_rms", AddRMSNorm()),
+        ("activation.glu", Glu()),
+    ]

@@ -1,0 +1,134 @@
+"""x86 processors as a device: torch on the host, with kernels of our own for the hot ops."""
+
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inferplane.hw import (
+    BackendInfo,
+    Device,
+    DeviceInfo,
+    Hints,
+    KVLayout,
+    StridedLayout,
+    TorchDevice,
+    Traits,
+    Unavailable,
+    impl,
+)
+from inferplane.hw.probing import ROOT, installed_version
+
+if TYPE_CHECKING:
+    from inferplane.hw.op import OpImpl
+
+NEEDED = {"avx2", "fma"}
+MACHINES = ("x86_64", "amd64")
+HEAD_MAJOR = StridedLayout(id="head_major", order="htd")
+"""a head's tokens of a page lie together, so that attention reads whole pages front to back"""
+KV_BYTES = 4 << 30
+"""KV cache when the user gives no size: enough for a host that has other work, too"""
+
+
+@impl
+def backend_info() -> BackendInfo:
+    version = installed_version("inferplane-xeon") or "checkout"
+    return BackendInfo(name="xeon", version=version, devices=("xeon", "cpu"), rank=0)
+
+
+@impl
+def probe() -> list[DeviceInfo] | Unavailable:
+    return find(platform.machine())
+
+
+def find(machine: str, root: Path = ROOT) -> list[DeviceInfo] | Unavailable:
+    """The processor of a machine whose /proc lies under `root`."""
+    if machine.lower() not in MACHINES:
+        return Unavailable(
+            "no_hardware",
+            f"the kernels are for x86-64, this machine is {machine}",
+            "nothing to do on another architecture",
+        )
+    facts = cpu_facts(root)
+    flags = set(facts.get("flags", "").split())
+    if not flags >= NEEDED:
+        missing = ", ".join(sorted(NEEDED - flags))
+        return Unavailable(
+            "unsupported",
+            f"the processor lacks {missing}",
+            "use a processor from 2013 or later; in a virtual machine, pass the host's "
+            "instruction sets through",
+        )
+    return [
+        DeviceInfo(
+            backend="xeon",
+            torch_device="cpu",
+            name=facts.get("model name", "x86-64 processor"),
+            arch=arch(flags),
+            traits=Traits(memory="host"),
+        )
+    ]
+
+
+def cpu_facts(root: Path) -> dict[str, str]:
+    """The first processor's entries of /proc/cpuinfo."""
+    facts: dict[str, str] = {}
+    try:
+        text = (root / "proc/cpuinfo").read_text()
+    except OSError:
+        return facts
+    for line in text.partition("\n\n")[0].splitlines():
+        key, _, value = line.partition(":")
+        facts[key.strip()] = value.strip()
+    return facts
+
+
+def arch(flags: set[str]) -> str:
+    """The best instruction set of ours that a processor with these flags runs."""
+    if not flags >= {"avx512f", "avx512bw", "avx512vl", "avx512dq"}:
+        return "avx2"
+    return "avx512_bf16" if "avx512_bf16" in flags else "avx512"
+
+
+@impl
+def create_device(info: DeviceInfo, options: Mapping[str, Any]) -> Device:
+    from inferplane.errors import DeviceError
+    from inferplane_xeon import kernels
+
+    try:
+        kernels.library()
+    except ImportError as error:
+        raise DeviceError(
+            f"xeon: the compiled kernels cannot be loaded ({error}): "
+            "reinstall with pip install --force-reinstall --no-deps inferplane-xeon"
+        ) from error
+    native = ("bfloat16", "float32") if info.arch == "avx512_bf16" else ("float32", "bfloat16")
+    return TorchDevice(info, native)
+
+
+@impl
+def op_impls(device: Device) -> "Iterable[tuple[str, OpImpl]]":
+    if device.info.backend != "xeon":
+        return ()
+    from inferplane_xeon.ops import implementations
+
+    return implementations()
+
+
+@impl
+def kv_layouts(device: Device) -> Iterable[KVLayout]:
+    return (HEAD_MAJOR,)
+
+
+@impl
+def hints(device: Device) -> Hints:
+    dtype = "bfloat16" if device.info.arch == "avx512_bf16" else "float32"
+    return Hints(dtype=dtype, page_size=16, kv_cache_bytes=KV_BYTES)
+
+
+@impl
+def diagnostics(device: Device) -> Mapping[str, str]:
+    from inferplane_xeon import kernels
+
+    library = kernels.library()
+    return {"instruction set": library.isa(), "threads": str(library.threads())}

@@ -1,0 +1,7 @@
+"""python -m inferplane"""
+
+import sys
+
+from inferplane.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,100 @@
+"""Steps of equal shape recorded once and replayed.
+
+A step is two recordings with the planning of ops between them: the batch from the tables, and the
+forward pass on that batch. Plans read this step's host fields and write to buffers that the
+recording reads, so they must run before every replay.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from inferplane.hw.batch import ForwardBatch
+from inferplane.hw.graphs import Graph, GraphBackend
+from inferplane.hw.kv import LayerKV
+from inferplane.runner.inputs import Bucket, Inputs, Step
+from inferplane.runner.tables import Tables
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Compute = Callable[[ForwardBatch], "tuple[Tensor, Tensor]"]
+
+
+@dataclass(slots=True)
+class Persistent:
+    """Implements hw.graphs.State: what a forward pass replaces on functional devices."""
+
+    tables: Tables
+    handles: list[LayerKV]
+
+    def read(self) -> list[Any]:
+        tables = self.tables
+        kept: list[Any] = [tables.num_computed, tables.last_token, *tables.pages]
+        return kept + [handle.data for handle in self.handles]
+
+    def write(self, data: list[Any]) -> None:
+        tables, groups = self.tables, len(self.tables.pages)
+        tables.num_computed, tables.last_token = data[:2]
+        tables.pages[:] = data[2 : 2 + groups]
+        for handle, new in zip(self.handles, data[2 + groups :], strict=True):
+            handle.data = new
+
+
+@dataclass(slots=True)
+class Recorded:
+    """One bucket. `batch` holds the tensors that `derive` writes and `forward` reads."""
+
+    batch: ForwardBatch
+    derive: Graph
+    forward: Graph
+
+
+class Recordings:
+    """The recorded buckets of one runner. `limit`: how many programs the backend wants to hold;
+    steps of further buckets run eagerly."""
+
+    def __init__(
+        self,
+        graphs: GraphBackend,
+        inputs: Inputs,
+        tables: Tables,
+        handles: Iterable[LayerKV],
+        limit: int | None,
+    ) -> None:
+        self._graphs = graphs
+        self._inputs = inputs
+        self._state = None if tables.inplace else Persistent(tables, list(handles))
+        self._limit = limit
+        self._recorded: dict[Bucket, Recorded] = {}
+
+    def covers(self, bucket: Bucket) -> bool:
+        full = self._limit is not None and 2 * len(self._recorded) >= self._limit
+        return bucket.padded and (bucket in self._recorded or not full)
+
+    def run(
+        self, step: Step, plan_ops: Callable[[ForwardBatch], None], compute: Compute
+    ) -> "tuple[ForwardBatch, Tensor, Tensor]":
+        """The step's batch, hidden states and logits, recorded at the bucket's first use."""
+        known = self._recorded.get(step.bucket)
+        if known is None:
+            made: list[ForwardBatch] = []
+
+            def derive() -> "list[Tensor]":
+                made.append(self._inputs.derive(step))
+                batch = made[-1]
+                return [batch.token_ids, batch.position, batch.seq_len]
+
+            prepared = self._graphs.capture(derive, self._state)
+            batch = made[-1]
+            prepared.replay(batch)
+            plan_ops(batch)
+            forward = self._graphs.capture(lambda: compute(batch), self._state)
+            self._recorded[step.bucket] = Recorded(batch, prepared, forward)
+        else:
+            batch, forward = known.batch, known.forward
+            self._inputs.refresh(batch, step)
+            known.derive.replay(batch)
+            plan_ops(batch)
+        hidden, logits = forward.replay(batch)
+        return batch, hidden, logits

@@ -1,0 +1,75 @@
+"""The xeon backend's hooks: what it finds on a machine, and what it says when something lacks."""
+
+from pathlib import Path
+
+import pytest
+
+from inferplane.errors import DeviceError
+from inferplane.hw import DeviceInfo, Unavailable
+from inferplane_xeon import kernels, plugin
+
+AVX512 = "avx2 fma avx512f avx512bw avx512vl avx512dq"
+
+
+def machine(root: Path, flags: str) -> Path:
+    (root / "proc").mkdir()
+    text = f"processor\t: 0\nmodel name\t: Test 9000\nflags\t\t: {flags}\n\nprocessor\t: 1\n"
+    (root / "proc/cpuinfo").write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("flags", "arch"),
+    [
+        ("sse2 avx2 fma", "avx2"),
+        ("avx2 fma avx512f", "avx2"),
+        (AVX512, "avx512"),
+        (AVX512 + " avx512_bf16", "avx512_bf16"),
+    ],
+)
+def test_finds_the_processor(tmp_path: Path, flags: str, arch: str) -> None:
+    found = plugin.find("x86_64", machine(tmp_path, flags))
+    assert isinstance(found, list)
+    assert [(d.name, d.arch, d.torch_device) for d in found] == [("Test 9000", arch, "cpu")]
+
+
+def test_an_old_processor(tmp_path: Path) -> None:
+    found = plugin.find("x86_64", machine(tmp_path, "sse2 avx"))
+    assert isinstance(found, Unavailable)
+    assert (found.code, found.reason) == ("unsupported", "the processor lacks avx2, fma")
+
+
+def test_another_architecture() -> None:
+    found = plugin.find("aarch64")
+    assert isinstance(found, Unavailable)
+    assert found.code == "no_hardware"
+    assert "aarch64" in found.reason
+
+
+def test_kernels_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def library() -> None:
+        raise ImportError("no module named _kernels")
+
+    monkeypatch.setattr(kernels, "library", library)
+    with pytest.raises(DeviceError, match=r"cannot be loaded \(no module.*reinstall with pip"):
+        plugin.create_device(info(), {})
+
+
+def info(backend: str = "xeon", arch: str = "avx2") -> DeviceInfo:
+    return DeviceInfo(backend=backend, torch_device="cpu", name="test", arch=arch)
+
+
+def test_only_its_own_devices_get_kernels() -> None:
+    pytest.importorskip("inferplane_xeon._kernels", reason="the kernels are not built")
+    mine = plugin.create_device(info(), {})
+    assert {op for op, _ in plugin.op_impls(mine)} >= {"attention.paged", "linear", "logits"}
+    mine.info = info("null")
+    assert list(plugin.op_impls(mine)) == []
+
+
+@pytest.mark.parametrize(("arch", "dtype"), [("avx2", "float32"), ("avx512_bf16", "bfloat16")])
+def test_preferred_type(arch: str, dtype: str) -> None:
+    device = plugin.create_device(info(arch=arch), {})
+    assert plugin.hints(device).dtype == dtype
+    assert next(iter(device.dtypes())) == dtype
+    assert plugin.diagnostics(device)["instruction set"] in ("avx2", "avx512", "avx512_bf16")
