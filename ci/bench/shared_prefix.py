@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--prefix", type=int, default=1500)
     parser.add_argument("--requests", type=int, default=64)
-    parser.add_argument("--concurrency", type=int, default=8)
+    parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--output-len", type=int, default=8)
     parser.add_argument("--results", type=Path, default=Path("docs/results/cpu.jsonl"))
     asked = parser.parse_args()

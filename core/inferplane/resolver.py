@@ -100,6 +100,8 @@ class Resolver:
             return Reject("determinism", f"gives {verdict.invariance}, asked {spec.determinism}")
         kv = getattr(spec, "kv", None)
         if kv is not None:
+            if not verdict.layouts and kv.opaque and impl is not TABLE[op].reference:
+                return Reject("layout", f"{kv.layout} has no strided views")
             if verdict.layouts and kv.layout not in verdict.layouts:
                 return Reject("layout", f"{kv.layout} not in {verdict.layouts}")
             if verdict.page_sizes and kv.page_size not in verdict.page_sizes:
@@ -123,7 +125,7 @@ class Resolver:
         failure: ResolveError | None = None
         for size in page_sizes:
             for layout in layouts:
-                kv = replace(spec.kv, layout=layout.id, page_size=size)
+                kv = replace(spec.kv, layout=layout.id, opaque=not layout.strided, page_size=size)
                 try:
                     found = self._decide("attention.paged", replace(spec, kv=kv))
                 except ResolveError as error:

@@ -8,6 +8,7 @@
 #include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/unfold_native.h>
 #include <ATen/ops/view_native.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
@@ -21,7 +22,7 @@ using at::Tensor;
 constexpr auto kStranger = c10::DeviceType::PrivateUse1;
 constexpr c10::DeviceIndex kDevices = 2;
 thread_local c10::DeviceIndex current = 0;
-int64_t counters[4];  // ops that fell back, copies in, copies out, events
+int64_t counters[3 + kDevices];  // ops that fell back, copies in, copies out, events by device
 enum { kFallbacks, kCopiesIn, kCopiesOut, kEvents };
 
 struct Allocator final : c10::Allocator {
@@ -58,9 +59,9 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   bool queryStream(const c10::Stream&) const override { return true; }
   void synchronizeStream(const c10::Stream&) const override {}
   void synchronizeDevice(c10::DeviceIndex) const override {}
-  void record(void** event, const c10::Stream&, c10::DeviceIndex, c10::EventFlag) const override {
-    *event = &counters[kEvents];
-    ++counters[kEvents];
+  void record(void** event, const c10::Stream& s, c10::DeviceIndex, c10::EventFlag) const override {
+    *event = &counters[kEvents + s.device_index()];
+    ++counters[kEvents + s.device_index()];
   }
   void block(void*, const c10::Stream&) const override {}
   bool queryEvent(void*) const override { return true; }
@@ -148,6 +149,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_copy_from_and_resize", &copy_from_and_resize);
   m.impl("_local_scalar_dense", &local_scalar);
   m.impl("as_strided", &at::native::as_strided_tensorimpl);
+  m.impl("unfold", &at::native::unfold);
   m.impl("view", &at::native::view);
   m.impl("_reshape_alias", &at::native::_reshape_alias);
 }

@@ -16,7 +16,7 @@ from inferplane.plugins import Plugins
 from inferplane.testing.workload import Answer, requests, serve, tiny_engine
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-COUNTERS = ("fallbacks", "copies_in", "copies_out", "events")
+COUNTERS = ("fallbacks", "copies_in", "copies_out", "events_0", "events_1")
 
 
 def register(folder: str, name: str) -> None:
@@ -95,7 +95,11 @@ def compare(model: str, name: str, device: str, **config: Any) -> dict[str, Any]
     return {
         "tokens": {k: a.tokens for k, a in got.items()},
         "expected": {k: a.tokens for k, a in expected.items()},
-        "same_logprobs": all(got[k].logprobs == a.logprobs for k, a in expected.items()),
+        "logprob_error": max(
+            abs(mine.logprob - theirs.logprob)
+            for k, a in expected.items()
+            for mine, theirs in zip(got[k].logprobs, a.logprobs, strict=True)
+        ),
         "depth": depth,
         "on_cpu": dict(zip(COUNTERS, moved, strict=True)),
         "on_device": dict(zip(COUNTERS, counted, strict=True)),

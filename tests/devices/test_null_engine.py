@@ -9,7 +9,7 @@ from inferplane.errors import EngineDeadError, PluginError
 from inferplane.hw import ForwardBatch
 from inferplane.messages import TokenLogprobs
 from inferplane.plugins import Plugins
-from inferplane.testing.null import SETTINGS, NullSettings, PlannedAttention, Sealed
+from inferplane.testing.null import SETTINGS, NullDevice, NullSettings, PlannedAttention, Sealed
 from inferplane.testing.workload import Answer, requests, serve, tiny_engine
 from tests.devices.engines import MODELS, expected, open_null
 
@@ -50,6 +50,9 @@ def test_every_setting_gives_the_same_answers(model: str, null_settings: NullSet
     assert_same(answers, expected(model))
     assert stats.cached_tokens > 0
     assert stats.retractions > 0
+    if null_settings.asynchronous:  # one copy to the device a step, and tokens back
+        assert isinstance(engine.loaded.device, NullDevice)
+        assert engine.loaded.device.delivered >= 2 * stats.steps
     replays = sum(tape.replays for tape in recorder.tapes)
     assert (replays > 2 * len(recorder.tapes)) == null_settings.recorded
 

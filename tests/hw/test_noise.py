@@ -167,13 +167,17 @@ def test_draws_follow_the_distribution() -> None:
     assert share[3] == 0
 
 
-def test_an_unfiltered_row_draws_the_same_beside_filtered_ones() -> None:
-    """`unfiltered` saves work, not bits: what rounds to a sum of 1 early must not be cut off."""
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(1, 50000, generator=generator).expand(200, -1) * 0.01
-    n = len(logits)
+def test_top_p_of_1_keeps_even_the_last_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`unfiltered` saves work, not bits. The probabilities of these rows sum to more than 1 in
+    float32 long before their end, and the noise of their least likely token is large."""
+    vocab, n = 50000, 8
+    logits = torch.randn(n, vocab, generator=torch.Generator().manual_seed(0)) * 4
+    least = logits.argmin(-1)
+    noise = torch.zeros(n, vocab)
+    noise[torch.arange(n), least] = 100.0
+    monkeypatch.setattr("inferplane.hw.ops.sampling.gumbel", lambda *_: noise)
     inputs = {
-        "logits": logits.contiguous(),
+        "logits": logits,
         "temperature": torch.ones(n),
         "top_k": torch.zeros(n, dtype=torch.int32),
         "top_p": torch.ones(n),
@@ -182,6 +186,7 @@ def test_an_unfiltered_row_draws_the_same_beside_filtered_ones() -> None:
         "sample_index": torch.zeros(n, dtype=torch.int32),
         "position": torch.zeros(n, dtype=torch.int32),
     }
-    built = Built("d", TABLE["sampling.draw"].reference, SamplingSpec(vocab=50000), cpu())
-    filtered = built(inputs | {"unfiltered": False}).results[0]
-    assert filtered.equal(built(inputs | {"unfiltered": True}).results[0])
+    spec = SamplingSpec(vocab=vocab)
+    built = Built("sampling.draw", TABLE["sampling.draw"].reference, spec, cpu())
+    for unfiltered in (False, True):
+        assert built(inputs | {"unfiltered": unfiltered}).results[0].equal(least.int())

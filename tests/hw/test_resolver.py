@@ -142,6 +142,18 @@ def test_pages_are_what_the_best_kernel_wants() -> None:
         strict.choose_pages(ATTENTION, [CANONICAL], [16, 32])
 
 
+def test_pages_without_views_are_only_for_ops_that_name_the_layout() -> None:
+    opaque = StridedLayout(id="blocked", strided=False)
+    impls = kernels("attention.paged", a=Support(priority=70), b=Support(layouts=("blocked",)))
+    made = resolver(impls)
+    assert made.choose_pages(ATTENTION, [opaque], [16]) == (opaque, 16)
+    spec = replace(ATTENTION, kv=replace(KV, layout="blocked", opaque=True))
+    assert chosen(impls, spec=spec) == "acme.b"
+    assert codes(impls, spec=spec) == {"acme.a": "layout", "reference": "layout"}
+    with pytest.raises(ResolveError, match="strided views"):
+        resolver([]).choose_pages(ATTENTION, [opaque], [16])
+
+
 def test_an_override_by_name() -> None:
     impls = [*kernels("linear", a=10, b=60), *kernels("logits", z=5)]
     assert chosen(impls, "linear=acme.a") == "acme.a"

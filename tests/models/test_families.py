@@ -3,6 +3,7 @@ cold and cached, batches of prefill and decode."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,3 +63,15 @@ def test_cached_prefix(family: Family) -> None:
     longer = [ask(f"l{n}", random_prompt(n, VOCAB) + random_prompt(9, VOCAB, 5)) for n in LENGTHS]
     answers = family.check(served, longer)
     assert [a.cached_tokens for a in answers.values()] == [0, 0, 16, 16, 64, 144]
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3"])
+def test_two_thousand_tokens(name: str, tmp_path: Path) -> None:
+    oracle, source = make(tmp_path, FAMILIES[name])
+    oracle.chunk = 700
+    served = serve(source, max_batch_tokens=600)
+    long = ask("long", random_prompt(2000, VOCAB), 4)
+    oracle.check(served, "long", served.run([long])["long"])
+    again = served.run([long])["long"]
+    assert again.cached_tokens == 1984
+    oracle.check(served, "long", again)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 BLOCK = 64
 """keys in a block; splits and windows are rounded to it"""
 MAX_SPLITS = 32
-SPLIT_KEYS = 256
+SPLIT_KEYS = 64
 """a part of a split sequence is not made shorter than this"""
 
 

@@ -11,6 +11,7 @@ def op_impls(device: Device) -> Iterable[tuple[str, OpImpl]]:
     if device.info.torch_device.partition(":")[0] == "cpu" or find_spec("triton") is None:
         return []
     from inferplane_triton.attention import PagedAttention
+    from inferplane_triton.linear import Linear, Logits
     from inferplane_triton.rowwise import AddRMSNorm, Glu, RMSNorm, RopeWrite
 
     return [
@@ -19,4 +20,6 @@ def op_impls(device: Device) -> Iterable[tuple[str, OpImpl]]:
         ("norm.rms", RMSNorm()),
         ("norm.add_rms", AddRMSNorm()),
         ("activation.glu", Glu()),
+        ("linear", Linear()),
+        ("logits", Logits()),
     ]

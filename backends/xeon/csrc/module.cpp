@@ -1,7 +1,7 @@
 // Python's way into the kernels: one function per kernel, taking the fields of its argument struct
-// in order as plain integers (addresses, counts) and floats. METH_FASTCALL of the limited API: a
-// call costs about 20 ns per ten arguments, a tenth of what ctypes needs, and one binary serves
-// every Python from 3.11 and every torch.
+// in order as plain integers (addresses, counts) and floats. METH_FASTCALL of the limited API: the
+// smallest calls take 0.2 to 0.4 us, kernel included, and one binary serves every Python from 3.11
+// and every torch.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <errno.h>

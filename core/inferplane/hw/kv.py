@@ -21,6 +21,8 @@ class KVSpec:
     dtype: str
     page_size: int
     layout: str = "canonical"
+    opaque: bool = False
+    """the layout has no strided views: only ops that name it can use the pages"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,8 @@ class KVLayout(Protocol):
     def page_bytes(self, spec: KVSpec) -> int: ...
 
     def alloc(self, num_pages: int, spec: KVSpec, device: "Device") -> Any:
-        """Zeroed memory of one layer; opaque to core."""
+        """Memory of one layer, opaque to core. Only the null page must hold finite numbers: kernels
+        never read what no step has written."""
 
     def split(self, data: Any) -> "tuple[Tensor, Tensor]":
         """k and v as views [pages, page_size, Hkv, D] with any strides."""

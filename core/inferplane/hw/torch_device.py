@@ -19,23 +19,25 @@ class TorchDevice:
     """Implements `Device` for anything that torch can address by a device string."""
 
     def __init__(self, info: DeviceInfo, dtypes: tuple[str, ...] = ()) -> None:
-        """`dtypes`: types that the hardware computes natively; default: tried out on the device.
+        """`dtypes`: types that the hardware computes natively; default: the three usual ones.
 
         Raises DeviceError if torch cannot place a tensor there.
         """
         import torch
 
         self.info = info
-        self._device = torch.device(info.torch_device)
-        self._is_cpu = self._device.type == "cpu"
         try:
+            self._device = torch.device(info.torch_device)
             torch.zeros(1, device=self._device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise DeviceError(
                 f"{info.backend}: torch {torch.__version__} cannot use {info.torch_device}: "
                 f"{str(error).splitlines()[0]}"
             ) from error
+        self._is_cpu = self._device.type == "cpu"
         self._module: Any = None if self._is_cpu else torch.get_device_module(self._device)
+        accelerator = torch.accelerator.current_accelerator()
+        self._is_accelerator = accelerator is not None and accelerator.type == self._device.type
         self._workspaces: dict[str, Tensor] = {}
         self._frozen = False
         self._dtypes = dtypes or ("bfloat16", "float16", "float32")
@@ -49,7 +51,8 @@ class TorchDevice:
         total = self.info.memory_bytes
         if total is None:
             raise DeviceError(
-                f"{self.info.torch_device} does not tell its memory: pass --kv-cache-tokens"
+                f"{self.info.torch_device} does not tell its memory: backend {self.info.backend} "
+                "must give memory_bytes in its probe"
             )
         used = getattr(self._module, "memory_allocated", lambda *_: 0)()
         return total - int(used), total
@@ -60,7 +63,9 @@ class TorchDevice:
         if self._is_cpu:
             return
         try:
-            with torch.device(self._device):
+            if self._is_accelerator:
+                torch.accelerator.synchronize(self._device)
+            else:
                 self._module.synchronize()
         except RuntimeError as error:
             raise DeviceError(f"{self.info.torch_device} failed: {error}") from error
@@ -78,7 +83,10 @@ class TorchDevice:
         if self._is_cpu:
             return None
         event = torch.Event(self._device)
-        event.record()
+        if self._is_accelerator:  # by default it is the stream of the thread's current device
+            event.record(torch.accelerator.current_stream(self._device))
+        else:
+            event.record()
         return event
 
     def host_buffer(self, elements: int, dtype: str) -> "Tensor":

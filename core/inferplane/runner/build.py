@@ -200,7 +200,8 @@ def negotiate_pages(
         )
         layout, size = resolver.choose_pages(spec, layouts, sizes)
         sizes = [size]
-        group = replace(group, spec=replace(group.spec, layout=layout.id, page_size=size))
+        pages = replace(group.spec, layout=layout.id, opaque=not layout.strided, page_size=size)
+        group = replace(group, spec=pages)
         chosen.append(group)
         for layer in group.layers:
             handles[layer] = LayerKV(layout, group.spec)

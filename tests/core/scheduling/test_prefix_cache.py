@@ -172,15 +172,12 @@ class CacheMachine(RuleBasedStateMachine):
     def evict(self, group: int) -> None:
         candidates = self.evictable(group)
         if self.groups[group].window is None:
-            victims = sorted(self.leaves(), key=lambda p: self.used[p])[:1]
-            for prefix in victims:
+            for prefix in sorted(self.leaves(), key=lambda p: self.used[p])[:1]:
                 del self.table[prefix]
         else:
-            victims = sorted(candidates, key=lambda p: self.freed[group, p])[:1]  # type: ignore[assignment]
-            for page in victims:
-                self.table[candidates[page]][group] = 0  # type: ignore[index]
-        assert self.cache.evict(group) == bool(victims)
-        assert bool(victims) == bool(candidates)
+            for page in sorted(candidates, key=lambda p: self.freed[group, p])[:1]:
+                self.table[candidates[page]][group] = 0
+        assert self.cache.evict(group) == bool(candidates)
         self.forget_empty()
 
     @rule()

@@ -6,65 +6,13 @@ from typing import Any
 
 import pytest
 
-from inferplane.errors import ConfigError, RequestError
-from inferplane.hw.batch import FROM_DEVICE, StepPlan, StepResult
-from inferplane.messages import Output, Submit, TokenLogprobs
+from inferplane.hw.batch import FROM_DEVICE
+from inferplane.messages import TokenLogprobs
 from inferplane.sampling_params import SamplingParams
 from inferplane.scheduling.pages import KVGroupPages
 from inferplane.scheduling.prefix_cache import PrefixCache
-from inferplane.scheduling.scheduler import Scheduler
-from inferplane.testing.invariants import verify_idle, verify_scheduler
-
-
-def make(**changes: Any) -> Scheduler:
-    settings: dict[str, Any] = {
-        "page_size": 4,
-        "groups": [KVGroupPages("full", 101)],
-        "max_running": 8,
-        "max_queue": 8,
-        "max_batch_tokens": 64,
-        "max_model_len": 200,
-        "clock": lambda: 0.0,
-    }
-    return Scheduler(**settings | changes)
-
-
-def ask(request_id: str, prompt: list[int], max_tokens: int = 4, **changes: Any) -> Submit:
-    fields: dict[str, Any] = {"params": SamplingParams(), "stop_ids": [], "seed": 7}
-    return Submit(request_id=request_id, prompt=prompt, max_tokens=max_tokens, **fields | changes)
-
-
-def plan_of(scheduler: Scheduler) -> StepPlan:
-    plan = scheduler.schedule()
-    assert plan is not None
-    return plan
-
-
-def answer(plan: StepPlan, token: int = 99) -> StepResult:
-    return StepResult(
-        tokens=[token] * len(plan.sample),
-        logprobs=[None if top < 0 else (-1.0, 1, [(token, -1.0)][:top]) for top in plan.logprobs],
-        prompt_logprobs=[[(-float(t), 1, []) for t in p.targets] for p in plan.prompt_logprobs],
-    )
-
-
-def drain(scheduler: Scheduler) -> tuple[list[StepPlan], list[Output]]:
-    plans: list[StepPlan] = []
-    outputs: list[Output] = []
-    while scheduler.has_work:
-        plans.append(plan_of(scheduler))
-        outputs += scheduler.finish(plans[-1], answer(plans[-1]))
-        verify_scheduler(scheduler)
-    return plans, outputs
-
-
-def refusal(scheduler: Scheduler, submit: Submit) -> RequestError:
-    before = scheduler.stats()
-    with pytest.raises(RequestError) as caught:
-        scheduler.submit(submit)
-    before.refused += 1
-    assert scheduler.stats() == before
-    return caught.value
+from inferplane.testing.invariants import verify_idle
+from tests.core.scheduling.small import answer, ask, drain, make, plan_of
 
 
 def test_a_request_from_prompt_to_last_token() -> None:
@@ -346,59 +294,6 @@ def test_flush_keeps_what_runs() -> None:
     verify_idle(scheduler)
 
 
-@pytest.mark.parametrize(
-    ("submit", "param", "words"),
-    [
-        (ask("a", []), "prompt", ["0 tokens"]),
-        (ask("a", [1], max_tokens=0), "max_tokens", ["0", "at least 1"]),
-        (ask("a", [1] * 200), "prompt", ["200", "199", "--max-model-len (200)"]),
-        (ask("a", [2**31]), "prompt", ["32 bits"]),
-        (ask("a", [1], stop_ids=list(range(65))), "stop_token_ids", ["65", "64"]),
-        (
-            ask("a", [1] * 90, max_tokens=100),
-            "prompt",
-            ["prompt of 90", "max_tokens 100", "48 pages", "has 30", "--kv-cache-tokens"],
-        ),
-    ],
-)
-def test_what_can_never_run_is_refused(submit: Submit, param: str, words: list[str]) -> None:
-    error = refusal(make(groups=[KVGroupPages("full", 31)]), submit)
-    assert (error.status, error.param) == (400, param)
-    assert all(word in error.message for word in words), error.message
-
-
-def test_what_just_fits_runs_alone() -> None:
-    scheduler = make(groups=[KVGroupPages("full", 31)])
-    refusal(scheduler, ask("a", [1] * 90, max_tokens=32))
-    scheduler.submit(ask("a", [1] * 90, max_tokens=31))  # the last token is never computed
-    assert drain(scheduler)[1][-1].finish_reason == "length"
-
-
-def test_the_refusing_group_is_named() -> None:
-    groups = [KVGroupPages("full", 99), KVGroupPages("local", 3, 16)]
-    assert "of group local" in refusal(make(groups=groups), ask("a", [1] * 50)).message
-
-
-def test_a_full_queue_answers_429() -> None:
-    scheduler = make(max_running=1, max_queue=2)
-    for name in "abc":
-        scheduler.submit(ask(name, [1]))
-    error = refusal(scheduler, ask("d", [1]))
-    assert (error.status, error.code) == (429, "queue_full")
-    assert "--max-queue (2)" in error.message
-    plan = plan_of(scheduler)
-    refusal(scheduler, ask("d", [1]))  # still one running and two waiting
-    scheduler.finish(plan, answer(plan))
-    scheduler.abort("a")
-    scheduler.submit(ask("d", [1]))
-
-
-def test_a_request_id_is_used_once_at_a_time() -> None:
-    scheduler = make()
-    scheduler.submit(ask("a", [1]))
-    assert refusal(scheduler, ask("a", [2])).param == "request_id"
-
-
 def test_the_prompt_list_is_not_touched() -> None:
     scheduler = make()
     prompt = [1, 2, 3]
@@ -418,11 +313,6 @@ def test_stats_add_up() -> None:
     stats = scheduler.stats()
     assert (stats.running, stats.waiting, stats.oldest_wait, stats.steps) == (1, 1, 2.5, 1)
     assert (stats.pages_total, stats.pages_free, stats.prompt_tokens) == (100, 99, 3)
-
-
-def test_no_groups_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="0 KV groups"):
-        make(groups=[])
 
 
 def test_scheduling_imports_no_torch() -> None:

@@ -92,10 +92,9 @@ def rope_write(spec: RopeWriteSpec, ctx: BuildContext) -> Bound:
 
     Implementations may overwrite q and k, and return q itself.
     """
-    norm = ctx.bind("norm.rms", spec.norm).run if spec.norm else None
-    rotary, into = _rope_and_write(spec)
-    rotate = ctx.bind("rope", rotary).run
-    write = ctx.bind("kv.write", into).run
+    bound = [ctx.bind(op, part).run for op, part in _parts(spec)]
+    norm = bound[0] if spec.norm else None
+    rotate, write = bound[-2:]
 
     def run(
         q: "Tensor",
@@ -115,21 +114,17 @@ def rope_write(spec: RopeWriteSpec, ctx: BuildContext) -> Bound:
     return Bound(run=run)
 
 
-def _rope_and_write(spec: RopeWriteSpec) -> tuple[RopeSpec, KVOpSpec]:
-    """The parts are as deterministic as the whole must be."""
-    write = KVOpSpec(layer=spec.layer, kv=spec.kv, determinism=spec.determinism)
-    return replace(spec.rope, determinism=spec.determinism), write
-
-
 def _parts(spec: RopeWriteSpec) -> tuple[tuple[str, Any], ...]:
-    rotary, write = _rope_and_write(spec)
-    norm = (("norm.rms", spec.norm),) if spec.norm else ()
-    return (*norm, ("rope", rotary), ("kv.write", write))
+    """The parts are as deterministic as the whole must be."""
+    strength = spec.determinism
+    write = KVOpSpec(layer=spec.layer, kv=spec.kv, determinism=strength)
+    norm = (("norm.rms", replace(spec.norm, determinism=strength)),) if spec.norm else ()
+    return (*norm, ("rope", replace(spec.rope, determinism=strength)), ("kv.write", write))
 
 
 def needs_strides(spec: Any, device: "Device") -> Reject | None:
     """References see pages through strided views; opaque layouts must bring their own ops."""
-    if spec.kv.layout == "opaque":
+    if spec.kv.opaque:
         return Reject("layout", "the layout of these pages offers no strided views")
     return None
 
