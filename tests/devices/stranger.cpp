@@ -1,4 +1,4 @@
-// A torch device that nobody has heard of, for tests: memory of the host behind the PrivateUse1 key,
+// A torch device that nobody has heard of, for tests: host memory behind the PrivateUse1 key, and
 // every op without a kernel here copied to the CPU, computed there and copied back. Two devices,
 // events that are always done, and counters that show what really ran where.
 #include <ATen/EmptyTensor.h>

@@ -94,9 +94,7 @@ def run(
 
 def alone(source: ModelSource, dtype: str, deterministic: bool = True) -> dict[str, Any]:
     """Each watched request by itself, cold, its prompt whole."""
-    served = serve(
-        source, dtype=dtype, enable_deterministic_inference=deterministic, page_size=8
-    )
+    served = serve(source, dtype=dtype, enable_deterministic_inference=deterministic, page_size=8)
     found: dict[str, Any] = {}
     for submit in watched():
         served.engine.scheduler.flush_cache()
@@ -158,7 +156,14 @@ def test_retraction(
         disable_prefix_cache=not cache,
     )
     crowd = [
-        ask(f"w crowd {i}", random_prompt(5 + i, VOCAB), 60, temperature=i % 2, logprobs=1)
+        ask(
+            f"w crowd {i}",
+            random_prompt(5 + i, VOCAB),
+            60,
+            temperature=i % 2,
+            frequency_penalty=i % 3 / 2,
+            logprobs=1,
+        )
         for i in range(8)
     ]
     roomy = run(source, dtype, crowd)

@@ -68,7 +68,8 @@ def case(name: str, dtype: str, determinism: Any) -> tuple[Run, list[torch.Tenso
 def differing(name: str, dtype: str, determinism: Any) -> int:
     run, rows = case(name, dtype, determinism)
     more: list[Any] = [3] if name == "logprobs" else []
-    rows = [x.to(getattr(torch, dtype)) if x.dtype == torch.float32 and not more else x for x in rows]
+    if not more:
+        rows = [x.to(getattr(torch, dtype)) for x in rows]
 
     def call(first: int, end: int) -> tuple[torch.Tensor, ...]:
         out = run(*(x[first:end] for x in rows), *more)

@@ -1,5 +1,5 @@
-"""SmolLM2 with its real weights, and a random model of the shape of Gemma 3 270M, up to 2,000 tokens,
-against transformers."""
+"""SmolLM2 with its real weights, and a random model of the shape of Gemma 3 270M, against
+transformers, up to 2,000 tokens."""
 
 from functools import cache
 from pathlib import Path

@@ -154,12 +154,15 @@ def test_min_tokens_forbids_stop_ids(depth: int, served: Served) -> None:
 
 
 def test_min_tokens_applies_to_stop_ids_that_come_later(served: Served) -> None:
-    """The first token after min_tokens may stop."""
+    """The first token after min_tokens may stop, also beside a request that may not yet."""
     plain = one(served, max_tokens=12)
     stop = plain.tokens[4]
     before = plain.tokens.index(stop)
-    answer = one(served, max_tokens=12, stop_ids=[stop], min_tokens=before)
-    assert answer.tokens == plain.tokens[: before + 1]
+    mine = ask("one", PROMPT, 12, stop_ids=[stop], min_tokens=before)
+    other = ask("other", PROMPT, 12, stop_ids=[stop], min_tokens=12)
+    answers = served.run([mine, other])
+    assert answers["one"].tokens == plain.tokens[: before + 1]
+    assert stop not in answers["other"].tokens
 
 
 @pytest.mark.parametrize("top", [0, 3, 20])

@@ -95,7 +95,10 @@ class StridedLayout:
 
         sizes = {"t": spec.page_size, "h": spec.num_kv_heads, "d": spec.head_dim}
         shape = [2, num_pages, *(sizes[c] for c in self.order)]
-        return torch.zeros(shape, dtype=getattr(torch, spec.dtype), device=device.info.torch_device)
+        # not zeros: the operating system then gives pages only as they are written
+        data = torch.empty(shape, dtype=getattr(torch, spec.dtype), device=device.info.torch_device)
+        data[:, 0] = 0
+        return data
 
     def split(self, data: Any) -> "tuple[Tensor, Tensor]":
         where = [2 + self.order.index(c) for c in "thd"]
