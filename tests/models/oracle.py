@@ -46,6 +46,12 @@ class Oracle:
     widest: float = 0.0
     """largest difference that `check` has seen"""
 
+    @property
+    def bounds(self) -> str:
+        """Smallest and largest bound so far."""
+        found = [bound for _, bound in self.known.values()] or [FLOOR]
+        return f"{min(found):.1e} to {max(found):.1e}"
+
     def logits(self, ids: list[int], attention: str = "eager", chunk: int = 0) -> torch.Tensor:
         """f32[T, V]; `chunk`: so many tokens at a time through a KV cache."""
         self.model.set_attn_implementation(attention)

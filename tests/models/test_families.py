@@ -33,7 +33,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Fa
     name = request.param
     oracle, source = make(tmp_path_factory.mktemp(name), FAMILIES[name])
     yield Family(oracle, source)
-    print(f"{name}: widest difference {oracle.widest:.1e}")
+    print(f"{name}: widest difference {oracle.widest:.1e}, bounds {oracle.bounds}")
 
 
 def prompts() -> list[Any]:

@@ -1,6 +1,7 @@
 """SmolLM2 with its real weights, and a random model of the shape of Gemma 3 270M, against
 transformers, up to 2,000 tokens."""
 
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,10 @@ def reference(dtype: torch.dtype) -> LlamaForCausalLM:
 
 
 @pytest.fixture(scope="module")
-def oracle() -> Oracle:
-    return Oracle(reference(torch.float32), chunk=500)
+def oracle() -> Iterator[Oracle]:
+    made = Oracle(reference(torch.float32), chunk=500)
+    yield made
+    print(f"smollm2: widest difference {made.widest:.1e}, bounds {made.bounds}")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,6 @@ def test_smollm2_long(oracle: Oracle, words: list[int]) -> None:
     served = serve(smollm2()[0], max_batch_tokens=768)
     answer = served.run([ask("long", words[:2000], 3)])["long"]
     oracle.check(served, "long", answer)
-    oracle.known.clear()
 
 
 def test_smollm2_bfloat16(oracle: Oracle, words: list[int]) -> None:
@@ -97,7 +99,7 @@ def test_smollm2_bfloat16(oracle: Oracle, words: list[int]) -> None:
 
 
 @pytest.fixture(scope="module")
-def gemma3(tmp_path_factory: Any) -> tuple[Oracle, ModelSource]:
+def gemma3(tmp_path_factory: Any) -> Iterator[tuple[Oracle, ModelSource]]:
     """The shape of the 270M model, but for a vocabulary of 4,096 instead of 262,144, which would
     only cost memory."""
     config = Gemma3TextConfig(
@@ -114,7 +116,8 @@ def gemma3(tmp_path_factory: Any) -> tuple[Oracle, ModelSource]:
     )
     oracle, source = make(tmp_path_factory.mktemp("gemma3"), config, seed=4)
     oracle.chunk = 500
-    return oracle, source
+    yield oracle, source
+    print(f"gemma3: widest difference {oracle.widest:.1e}, bounds {oracle.bounds}")
 
 
 def test_gemma3_270m_shape(gemma3: tuple[Oracle, ModelSource]) -> None:
