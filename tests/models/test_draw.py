@@ -120,7 +120,7 @@ def test_the_most_likely_tokens_in_order_with_ties(determinism: Any) -> None:
     coarse = (torch.randn(9, 501, generator=torch.Generator().manual_seed(2)) * 3).round() / 2
     coarse[0, 5], coarse[0, 4] = 0.0, -0.0
     spec = SamplingSpec(vocab=501, determinism=determinism)
-    score = TABLE["sampling.logprobs"].reference.build(spec, Context()).run  # type: ignore[arg-type]
+    score = TABLE["sampling.logprobs"].reference.build(spec, Context()).run
     whole = coarse.sort(dim=-1, descending=True, stable=True).indices
     for top in (0, 1, 2, 5, 20, 501):
         _, _, ids, values = score(coarse, torch.zeros(9, dtype=torch.int32), top)

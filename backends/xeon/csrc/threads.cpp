@@ -7,12 +7,17 @@
 // as OpenMP regions have, then costs a time slice of several milliseconds.) Workers look for the
 // next job for about 50 us, longer than the gaps between the kernels of a step, then sleep.
 //
+// The system may put a worker on the caller's core and leave it there for long when
+// the other cores are in use, too. Then each takes time from the other; so a worker that finds
+// itself there moves away.
+//
 // A range is one 64-bit word, job number | end | next, so that a late worker with an old job's
 // number cannot take an item of the next job. After fork() the child has no workers and simply
 // does all items itself.
 #include <immintrin.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
@@ -42,6 +47,8 @@ struct Pool {
   std::atomic<ItemBody> body{nullptr};
   std::atomic<void*> context{nullptr};
   std::atomic<int> threads{1};          // of the current job
+  std::atomic<int> cpu{-1};             // that its caller ran on when it began
+  cpu_set_t allowed = {};               // cores of the thread that started the workers
   alignas(128) std::atomic<uint32_t> done{0};
   Range ranges[MOST_THREADS];
 };
@@ -79,6 +86,13 @@ void futex(std::atomic<uint32_t>& word, int operation, uint32_t value) {
   syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), operation, value, nullptr, nullptr, 0);
 }
 
+// Leaves the caller's core, if the process may use another one.
+void move_away(int cpu) {
+  cpu_set_t others = pool.allowed;
+  CPU_CLR(cpu, &others);
+  if (CPU_COUNT(&others)) sched_setaffinity(0, sizeof others, &others);
+}
+
 void* worker(void* number) {
   int me = static_cast<int>(reinterpret_cast<intptr_t>(number));
   uint32_t seen = 0;
@@ -99,6 +113,8 @@ void* worker(void* number) {
     ItemBody body = pool.body.load(std::memory_order_relaxed);
     void* context = pool.context.load(std::memory_order_relaxed);
     if (me >= threads) continue;
+    int cpu = pool.cpu.load(std::memory_order_relaxed);
+    if (sched_getcpu() == cpu) move_away(cpu);
     uint32_t finished = work(job, me, threads, body, context);
     if (finished) pool.done.fetch_add(finished, std::memory_order_release);
   }
@@ -106,6 +122,9 @@ void* worker(void* number) {
 }
 
 void start_workers() {
+  if (!pool.started && sched_getaffinity(0, sizeof pool.allowed, &pool.allowed)) {
+    CPU_ZERO(&pool.allowed);
+  }
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);  // signals are for the program's own threads
@@ -142,6 +161,7 @@ void run_parallel(ItemBody body, void* context, int64_t items, bool alone) {
   pool.body.store(body, std::memory_order_relaxed);
   pool.context.store(context, std::memory_order_relaxed);
   pool.threads.store(threads, std::memory_order_relaxed);
+  pool.cpu.store(sched_getcpu(), std::memory_order_relaxed);
   for (int t = 0; t < threads; t++) {
     auto bound = [&](int i) { return static_cast<uint32_t>(items * i / threads); };
     pool.ranges[t].word.store(range_word(job, bound(t), bound(t + 1)), std::memory_order_release);

@@ -50,8 +50,7 @@ class KVLayout(Protocol):
     def page_bytes(self, spec: KVSpec) -> int: ...
 
     def alloc(self, num_pages: int, spec: KVSpec, device: "Device") -> Any:
-        """Memory of one layer, opaque to core. Only the null page must hold finite numbers: kernels
-        never read what no step has written."""
+        """Zeroed memory of one layer; opaque to core."""
 
     def split(self, data: Any) -> "tuple[Tensor, Tensor]":
         """k and v as views [pages, page_size, Hkv, D] with any strides."""
@@ -91,14 +90,17 @@ class StridedLayout:
         return 2 * spec.page_size * spec.num_kv_heads * spec.head_dim * width
 
     def alloc(self, num_pages: int, spec: KVSpec, device: "Device") -> "Tensor":
+        import numpy as np
         import torch
 
         sizes = {"t": spec.page_size, "h": spec.num_kv_heads, "d": spec.head_dim}
         shape = [2, num_pages, *(sizes[c] for c in self.order)]
-        # not zeros: the operating system then gives pages only as they are written
-        data = torch.empty(shape, dtype=getattr(torch, spec.dtype), device=device.info.torch_device)
-        data[:, 0] = 0
-        return data
+        dtype, where = getattr(torch, spec.dtype), torch.device(device.info.torch_device)
+        if where.type != "cpu":
+            return torch.zeros(shape, dtype=dtype, device=where)
+        # torch.zeros would touch every byte; numpy's come from the system as they are first used
+        nbytes = num_pages * self.page_bytes(spec)
+        return torch.from_numpy(np.zeros(nbytes, np.uint8)).view(dtype).view(shape)
 
     def split(self, data: Any) -> "tuple[Tensor, Tensor]":
         where = [2 + self.order.index(c) for c in "thd"]

@@ -36,7 +36,7 @@ class Context:
         self.handle = None
         if kv is not None:
             layout = LAYOUTS[kv.layout]
-            self.handle = LayerKV(layout, kv, layout.alloc(64, kv, DEVICE))
+            self.handle = LayerKV(layout, kv, layout.alloc(64, kv, DEVICE).zero_())
 
     def empty(self, shape: Sequence[int], dtype: str) -> Tensor:
         return torch.full(tuple(shape), float("nan"), dtype=getattr(torch, dtype))

@@ -191,7 +191,7 @@ def test_every_route_of_the_application_has_an_access_class() -> None:
     config = Config(model="m")
     client = InlineClient(FakeEngineCore(config))
     app = create_app(client, byte_tokenizer(), config)
-    routes = {(route.path, *sorted(route.methods - {"HEAD"})) for route in app.routes}  # type: ignore[attr-defined]
+    routes = {(route.path, *sorted(route.methods - {"HEAD"})) for route in app.routes}
     assert all(isinstance(route, Route) for route in app.routes)
     assert routes == {(e.path, e.method) for e in ENDPOINTS}
     assert {e.path for e in ENDPOINTS if e.access is Access.OPEN} == OPEN
@@ -241,7 +241,7 @@ class TestLoadKey:
 
     def test_unusable_files(self, tmp_path: pytest.TempPathFactory) -> None:
         with pytest.raises(ConfigError, match=r"--api-key-file .*cannot be read"):
-            load_key(Config(model="m", api_key_file=str(tmp_path / "none")))  # type: ignore[operator]
+            load_key(Config(model="m", api_key_file=str(tmp_path / "none")))
         empty = tmp_path / "empty"  # type: ignore[operator]
         empty.write_text("\n")
         with pytest.raises(ConfigError, match="is empty"):
