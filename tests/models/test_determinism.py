@@ -4,6 +4,7 @@ without cached pages, after retraction, and with steps in flight."""
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -20,12 +21,22 @@ MODELS = {
     "llama": llama(**WIDE, num_key_value_heads=1),
     "gemma3": gemma3(**WIDE, sliding_window_pattern=2, final_logit_softcapping=5.0),
 }
+DEVICES = ("plain", "xeon")
 LENGTHS = (1, 15, 16, 40, 90, 203)
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def source(request: pytest.FixtureRequest, tmp_path_factory: Any) -> ModelSource:
-    return make(tmp_path_factory.mktemp(request.param), MODELS[request.param])[1]
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model on a device: the reference ops alone, or the kernels of the machine's backend."""
+
+    source: ModelSource
+    device: str
+
+
+@pytest.fixture(scope="module", params=[(m, d) for d in DEVICES for m in MODELS], ids="-".join)
+def case(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Case:
+    model, device = request.param
+    return Case(make(tmp_path_factory.mktemp(model), MODELS[model])[1], device)
 
 
 @pytest.fixture(params=["float32", "bfloat16"])
@@ -79,7 +90,7 @@ def bits(answers: dict[str, Answer]) -> dict[str, Any]:
 
 
 def run(
-    source: ModelSource,
+    case: Case,
     dtype: str,
     requests: Sequence[Submit],
     later: Sequence[Submit] = (),
@@ -87,14 +98,25 @@ def run(
     **settings: Any,
 ) -> dict[str, Any]:
     served = serve(
-        source, dtype=dtype, enable_deterministic_inference=deterministic, page_size=8, **settings
+        case.source,
+        device=case.device,
+        dtype=dtype,
+        enable_deterministic_inference=deterministic,
+        page_size=8,
+        **settings,
     )
     return bits(served.run(requests, later))
 
 
-def alone(source: ModelSource, dtype: str, deterministic: bool = True) -> dict[str, Any]:
+def alone(case: Case, dtype: str, deterministic: bool = True) -> dict[str, Any]:
     """Each watched request by itself, cold, its prompt whole."""
-    served = serve(source, dtype=dtype, enable_deterministic_inference=deterministic, page_size=8)
+    served = serve(
+        case.source,
+        device=case.device,
+        dtype=dtype,
+        enable_deterministic_inference=deterministic,
+        page_size=8,
+    )
     found: dict[str, Any] = {}
     for submit in watched():
         served.engine.scheduler.flush_cache()
@@ -103,12 +125,12 @@ def alone(source: ModelSource, dtype: str, deterministic: bool = True) -> dict[s
 
 
 @pytest.fixture(scope="module")
-def expected(source: ModelSource) -> dict[str, Any]:
-    return {dtype: alone(source, dtype) for dtype in ("float32", "bfloat16")}
+def expected(case: Case) -> dict[str, Any]:
+    return {dtype: alone(case, dtype) for dtype in ("float32", "bfloat16")}
 
 
 @pytest.mark.parametrize("batch", [2, 7, 64])
-def test_batch_size(batch: int, source: ModelSource, dtype: str, expected: Any) -> None:
+def test_batch_size(batch: int, case: Case, dtype: str, expected: Any) -> None:
     """Each watched request among others, in another place each time, decoding side by side."""
     found: dict[str, Any] = {}
     mine = watched()
@@ -116,24 +138,30 @@ def test_batch_size(batch: int, source: ModelSource, dtype: str, expected: Any) 
     for place, group in enumerate(groups):
         crowd = others(max(0, batch - len(group)), seed=batch)
         middle = len(crowd) * (place + 1) // (len(groups) + 1)
-        found |= run(source, dtype, crowd[:middle] + group + crowd[middle:])
+        found |= run(case, dtype, crowd[:middle] + group + crowd[middle:])
     assert found == expected[dtype]
 
 
-def test_arriving_one_by_one(source: ModelSource, dtype: str, expected: Any) -> None:
+def test_arriving_one_by_one(case: Case, dtype: str, expected: Any) -> None:
     crowd = others(30, seed=3)
     mixed = [request for pair in zip(watched(), crowd, strict=False) for request in pair]
-    assert run(source, dtype, crowd[6:], mixed) == expected[dtype]
+    assert run(case, dtype, crowd[6:], mixed) == expected[dtype]
 
 
 @pytest.mark.parametrize("chunk", [16, 64])
-def test_chunk_size(chunk: int, source: ModelSource, dtype: str, expected: Any) -> None:
+def test_chunk_size(chunk: int, case: Case, dtype: str, expected: Any) -> None:
     crowd = others(4, seed=chunk)
-    assert run(source, dtype, crowd + watched(), max_batch_tokens=chunk) == expected[dtype]
+    assert run(case, dtype, crowd + watched(), max_batch_tokens=chunk) == expected[dtype]
 
 
-def test_cached_pages(source: ModelSource, dtype: str, expected: Any) -> None:
-    served = serve(source, dtype=dtype, enable_deterministic_inference=True, page_size=8)
+def test_cached_pages(case: Case, dtype: str, expected: Any) -> None:
+    served = serve(
+        case.source,
+        device=case.device,
+        dtype=dtype,
+        enable_deterministic_inference=True,
+        page_size=8,
+    )
     served.run(others(5, seed=1) + watched())
     answers = served.run(watched() + others(5, seed=2))
     assert bits(answers) == expected[dtype]
@@ -142,12 +170,11 @@ def test_cached_pages(source: ModelSource, dtype: str, expected: Any) -> None:
 
 
 @pytest.mark.parametrize(("depth", "cache"), [(0, True), (0, False), (1, True)])
-def test_retraction(
-    depth: int, cache: bool, source: ModelSource, dtype: str, expected: Any
-) -> None:
+def test_retraction(depth: int, cache: bool, case: Case, dtype: str, expected: Any) -> None:
     """The requests that come first outgrow the memory and push others out."""
     served = serve(
-        source,
+        case.source,
+        device=case.device,
         dtype=dtype,
         depth=depth,
         enable_deterministic_inference=True,
@@ -166,15 +193,15 @@ def test_retraction(
         )
         for i in range(8)
     ]
-    roomy = run(source, dtype, crowd)
+    roomy = run(case, dtype, crowd)
     assert bits(served.run(crowd + watched())) == expected[dtype] | roomy
     assert served.stats.retractions >= 4
 
 
 @pytest.mark.parametrize("chunk", [2048, 40])
-def test_a_step_in_flight(chunk: int, source: ModelSource, dtype: str, expected: Any) -> None:
+def test_a_step_in_flight(chunk: int, case: Case, dtype: str, expected: Any) -> None:
     crowd = others(9, seed=chunk)
-    found = run(source, dtype, crowd[:5] + watched(), crowd[5:], max_batch_tokens=chunk, depth=1)
+    found = run(case, dtype, crowd[:5] + watched(), crowd[5:], max_batch_tokens=chunk, depth=1)
     assert found == expected[dtype]
 
 
@@ -187,15 +214,17 @@ def team() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("team")
-def test_with_a_team_of_threads(source: ModelSource) -> None:
+def test_with_a_team_of_threads(case: Case) -> None:
     crowd = others(5, seed=12)
-    found = run(source, "float32", crowd + watched(), max_batch_tokens=150)
-    assert found == alone(source, "float32")
+    found = run(case, "float32", crowd + watched(), max_batch_tokens=150)
+    assert found == alone(case, "float32")
 
 
-def test_control_without_the_mode_bits_change(source: ModelSource) -> None:
+def test_control_without_the_mode_bits_change(case: Case) -> None:
     """Else all of the above would prove nothing."""
-    plain = alone(source, "float32", deterministic=False)
+    if case.device != "plain":
+        pytest.skip("its kernels are batch-invariant in every mode")
+    plain = alone(case, "float32", deterministic=False)
     crowd = others(40, seed=7)
-    batched = run(source, "float32", crowd + watched(), deterministic=False, max_batch_tokens=64)
+    batched = run(case, "float32", crowd + watched(), deterministic=False, max_batch_tokens=64)
     assert plain != batched
