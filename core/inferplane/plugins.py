@@ -18,7 +18,8 @@ from inferplane import env
 from inferplane.errors import DeviceError, InferplaneError, PluginError
 from inferplane.hw import hookspecs
 from inferplane.hw.device import BackendInfo, Device, DeviceInfo, Unavailable
-from inferplane.hw.version import negotiate
+from inferplane.hw.ops import TABLE
+from inferplane.hw.version import CONTRACT, negotiate
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ class Plugins:
         for loaded in own + [p for p in packs if not p.failure]:
             try:
                 for offered in self.call("op_impls", loaded, device=device):
-                    result.extend(offered)
+                    result.extend(self._known(loaded, offered))
             except Exception as error:
                 text = f"plugin {loaded.name}: op_impls: {type(error).__name__}: {error}"
                 if loaded.group == BACKENDS:
@@ -182,6 +183,16 @@ class Plugins:
                 loaded.failure = text
                 log.warning("%s: its ops are not used", text)
         return result
+
+    def _known(self, loaded: Loaded, offered: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+        """Without implementations of ops that only a newer contract has."""
+        pairs = list(offered)
+        strange = sorted({op for op, _ in pairs} - set(TABLE))
+        if strange:
+            text = f"contract {CONTRACT[0]}.{CONTRACT[1]} has no op {', '.join(strange)}: ignored"
+            loaded.note = f"{loaded.note}; {text}" if loaded.note else text
+            log.warning("plugin %s: %s", loaded.name, text)
+        return [pair for pair in pairs if pair[0] in TABLE]
 
     def optional(self, hook: str, device: Device) -> Any:
         """A first-result hook of the device's backend, or None."""

@@ -24,6 +24,9 @@ class Weights(Protocol):
 
     def has(self, name: str) -> bool: ...
 
+    def unused(self) -> list[str]:
+        """Stored weights that no layer took."""
+
 
 class TensorSource(Protocol):
     """What a checkpoint offers; names are those of Hugging Face."""
@@ -80,7 +83,6 @@ class CheckpointWeights:
         return tensor.to(device=self._device, dtype=getattr(torch, self._dtype))
 
     def unused(self) -> list[str]:
-        """Stored weights that no layer took."""
         return [name for name in self._source.names() if name not in self._taken]
 
 
@@ -97,6 +99,9 @@ class DummyWeights:
 
     def has(self, name: str) -> bool:
         return name not in self._missing
+
+    def unused(self) -> list[str]:
+        return []
 
     def take(self, name: str, shape: Sequence[int]) -> "Tensor":
         import torch

@@ -176,6 +176,21 @@ def test_ops_come_from_the_device_s_backend_and_from_every_pack(
     assert "no compiler" in caplog.text
 
 
+def test_an_op_that_only_a_newer_contract_has_is_ignored(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    @impl
+    def op_impls(device: Any) -> Any:
+        return [("linear", "own"), ("moe.route", "new")]
+
+    host = plugins(backend("acme", op_impls=op_impls))
+    device, _ = open_device(host, "acme")
+    with caplog.at_level(logging.WARNING):
+        assert host.op_impls(device) == [("linear", "own")]
+    assert host.load(BACKENDS, "acme").note == "contract 1.0 has no op moe.route: ignored"
+    assert "plugin acme: contract 1.0 has no op moe.route: ignored" in caplog.text
+
+
 def test_ops_of_another_backend_are_not_used() -> None:
     @impl
     def op_impls(device: Any) -> Any:

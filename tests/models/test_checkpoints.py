@@ -42,6 +42,19 @@ def fails(folder: Path, *words: str) -> None:
         assert word in str(caught.value), caught.value
 
 
+def test_weights_that_no_layer_takes_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tmp_path, llama())
+    serve(open_model(str(tmp_path)))
+    assert "not used" not in caplog.text
+    tensors = load_file(tmp_path / WEIGHTS)
+    norm = tensors["model.norm.weight"]
+    save_file(tensors | {"model.layers.0.extra.weight": norm.clone()}, tmp_path / WEIGHTS)
+    serve(open_model(str(tmp_path)))
+    assert "1 weights of the checkpoint are not used, such as model.layers.0.extra" in caplog.text
+
+
 @pytest.mark.parametrize(
     "prefix", ["model.language_model.", "language_model.model."], ids=["new", "old"]
 )

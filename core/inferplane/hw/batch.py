@@ -8,7 +8,7 @@ tables, G KV groups. Row 0 and page 0 of each group are null: padding reads and 
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -138,7 +138,6 @@ class ForwardBatch:
     rank_tokens: list[int] | None = None  # tokens of each data-parallel rank
     pipeline_input: "Tensor | None" = None  # [T, d] hidden states of the previous stage
     aux_hidden: "list[Tensor]" = field(default_factory=list)  # hidden states kept for a draft model
-    plans: dict[Any, Any] = field(default_factory=dict)  # results of Bound.plan, by bound op
 
 
 @dataclass(slots=True, frozen=True)

@@ -1,5 +1,6 @@
 """Opening a device and a model for a configuration: the start of every engine."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -29,6 +30,8 @@ from inferplane.runner.sampler import Sampler
 from inferplane.runner.tables import make_tables
 from inferplane.scheduling.pages import KVGroupPages
 from inferplane.weights import CheckpointWeights, DummyWeights, Progress, TensorSource, Weights
+
+log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -145,6 +148,9 @@ def load(
     build.weights = open_weights(prepared, source, progress)
     with torch.inference_mode():
         model = prepared.architecture.construct(prepared.model, build)
+    unused = build.weights.unused()
+    if unused:
+        log.warning("%d weights of the checkpoint are not used, such as %s", len(unused), unused[0])
     config, budget = plan_memory(
         config, prepared.model, device, prepared.hints, build.groups, build.handles
     )

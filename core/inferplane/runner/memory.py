@@ -85,6 +85,8 @@ def plan_memory(
             low, high = (middle, high) if total_bytes(middle) <= room else (low, middle - 1)
         columns = low
         reason = f"{_gib(max(room, 0))} left for KV cache of {_gib(total)}"
+        if columns == useful:
+            reason = "--max-running sequences of --max-model-len"
         config = config.decide(reason, kv_cache_tokens=max(columns * size, 1))
     if columns == 0:
         raise ConfigError(
