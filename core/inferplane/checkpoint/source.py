@@ -6,7 +6,7 @@ Code in a model's folder is never run. torch is imported only when tensors are a
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -88,7 +88,8 @@ def open_model(model: str, revision: str | None = None) -> ModelSource:
     if exists:
         raise ModelError(f"model {model} is a file of unknown kind, must be {FORMS}")
     if model == demo_model.NAME:
-        return _open_gguf(demo_model.fetch(cache_dir()), demo_model.NAME)
+        demo = _open_gguf(demo_model.fetch(cache_dir()), demo_model.NAME)
+        return replace(demo, generation_config=demo.generation_config | demo_model.SAMPLING)
     raise ModelError(f"there is no model {model!r}: must be {FORMS}")
 
 

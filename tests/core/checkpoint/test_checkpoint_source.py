@@ -42,6 +42,7 @@ def test_demo_model(demo_model: ModelSource) -> None:
     assert demo_model.config["num_hidden_layers"] == 30
     assert demo_model.config["tie_word_embeddings"] is True
     assert 2 in demo_model.generation_config["eos_token_id"]
+    assert demo_model.generation_config["temperature"] == 0.2, "at 1.0 so small a model rambles"
     tensors = demo_model.tensors()
     assert len(tensors) == 272
     assert tensors["model.embed_tokens.weight"].shape == (49152, 576)
