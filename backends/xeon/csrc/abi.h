@@ -96,13 +96,61 @@ struct PackArgs {
   int64_t outputs, inputs, weight_stride, f32;
 };
 
+struct EmbeddingArgs {
+  const int32_t* ids;                    // [T]
+  const void* weight;                    // [V, d], rows weight_stride apart
+  void* out;                             // [T, d] contiguous
+  int64_t tokens, width, weight_stride;
+  double scale;                          // of f32's type
+  int64_t f32;
+};
+
+// Sampling: rows of float32 logits, [N, V] contiguous. All other arrays have one entry per row.
+struct DrawArgs {
+  const float* logits;
+  const float* temperature;              // 0: the largest logit
+  const int32_t* top_k;                  // 0: all
+  const float* top_p;                    // 1: all
+  const float* min_p;
+  const uint32_t* seed;                  // [N, 2]: low, high
+  const uint32_t* sample_index;
+  const uint32_t* position;
+  int32_t* tokens;                       // result
+  int64_t rows, vocab;
+  int64_t greedy, unfiltered;            // promises: all temperatures are 0; nothing is filtered
+};
+
+struct LogprobArgs {
+  const float* logits;
+  const int32_t* ids;
+  float* logprob;                        // results: of ids
+  int32_t* rank;
+  int32_t* top_ids;                      // [N, top]
+  float* top_logprobs;                   // [N, top]
+  int64_t rows, vocab, top;
+};
+
+struct FilterArgs {                      // every input but logits may be null
+  const float* logits;
+  const int32_t* counts;                 // [N, V]; with the four that follow
+  const uint8_t* in_prompt;              // [N, V]
+  const float* repetition;
+  const float* frequency;
+  const float* presence;
+  const float* bias;                     // [N, V]
+  const int32_t* banned;                 // [N, K] token ids, V for none
+  const uint32_t* bitmask;               // [N, ceil(V / 32)]: keeps the tokens whose bit is set
+  float* out;                            // [N, V]
+  int64_t rows, vocab, most_banned;
+};
+
 constexpr int64_t LINEAR_BLOCK = 48;     // columns of a packed block: 3 AVX-512 registers
 
 using Kernel = int (*)(const void* args);  // 0, or an errno value (out of memory)
 
 struct KernelTable {
   const char* isa;
-  Kernel attention, kv_write, rope, norm, glu, linear, pack;
+  Kernel attention, kv_write, rope, norm, glu, linear, pack, embedding, draw, logprobs, filter;
 };
 
 const KernelTable* table_avx2();

@@ -1,5 +1,5 @@
-// Row-wise kernels: RMS norm (with residual), gated activation, KV write, and rotary embedding
-// fused with per-head norms and the KV write.
+// Row-wise kernels: RMS norm (with residual), gated activation, KV write, token embedding, and
+// rotary embedding fused with per-head norms and the KV write.
 //
 //   norm  y = w * x / sqrt(mean(x^2) + eps)        [T, d]; 2 to 4 * T * d elements moved
 //   glu   y = act(x[:, :F]) * x[:, F:]             [T, 2F] -> [T, F]; 3 * T * F elements
@@ -158,6 +158,30 @@ static int kv_write(const void* args) {
   // padding tokens may share slots of page 0: nobody reads what they leave there
   return for_rows(p, p.tokens, 2 * p.kv_heads * p.head_dim,
                   p.f32 ? kv_write_rows<float> : kv_write_rows<bf16>);
+}
+
+// ---- token embedding ----
+
+template <typename T>
+static void embedding_rows(const EmbeddingArgs& p, int64_t first, int64_t last) {
+  Vec scale = set1(static_cast<float>(p.scale));
+  for (int64_t t = first; t < last; t++) {
+    const T* x = static_cast<const T*>(p.weight) + p.ids[t] * p.weight_stride;
+    T* y = static_cast<T*>(p.out) + t * p.width;
+    if (p.scale == 1.0) {
+      memcpy(y, x, p.width * sizeof(T));
+      continue;
+    }
+    for (int64_t c = 0; c < p.width; c += W) {
+      int64_t left = p.width - c;
+      store_n(y + c, mul(load_n(x + c, left), scale), left);
+    }
+  }
+}
+
+static int embedding(const void* args) {
+  const auto& p = *static_cast<const EmbeddingArgs*>(args);
+  return for_rows(p, p.tokens, 2 * p.width, p.f32 ? embedding_rows<float> : embedding_rows<bf16>);
 }
 
 // ---- rope ----

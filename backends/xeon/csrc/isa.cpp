@@ -2,6 +2,7 @@
 #include "attention.h"
 #include "elementwise.h"
 #include "linear.h"
+#include "sampling.h"
 
 #define IPX_STRING_(x) #x
 #define IPX_STRING(x) IPX_STRING_(x)
@@ -12,8 +13,9 @@ namespace ipx {
 
 const KernelTable* IPX_JOIN(table_, IPX_ISA)() {
   using namespace IPX_ISA;
-  static const KernelTable table = {IPX_STRING(IPX_ISA), attention, kv_write, rope, norm,
-                                    glu,                 linear,    pack};
+  static const KernelTable table = {IPX_STRING(IPX_ISA), attention, kv_write,  rope,   norm,
+                                    glu,                 linear,    pack,      embedding,
+                                    draw,                logprobs,  filter};
   return &table;
 }
 

@@ -44,6 +44,10 @@ const Signature SIGNATURES[] = {
     {"glu", "qq" "qqq" "qq", &KernelTable::glu, false},
     {"linear", "qqqq" "qqqq" "q" "d" "q", &KernelTable::linear, true},
     {"pack", "qq" "qqqq", &KernelTable::pack, true},
+    {"embedding", "qqq" "qqq" "d" "q", &KernelTable::embedding, false},
+    {"draw", "qqqqqqqqq" "qq" "qq", &KernelTable::draw, true},
+    {"logprobs", "qqqqqq" "qqq", &KernelTable::logprobs, true},
+    {"filter", "qqqqqqqqqq" "qqq", &KernelTable::filter, true},
 };
 constexpr int KERNELS = sizeof(SIGNATURES) / sizeof(SIGNATURES[0]);
 constexpr int MOST_WORDS = 40;
@@ -55,6 +59,10 @@ static_assert(sizeof(NormArgs) == 8 * 12, "format of norm");
 static_assert(sizeof(GluArgs) == 8 * 7, "format of glu");
 static_assert(sizeof(LinearArgs) == 8 * 11, "format of linear");
 static_assert(sizeof(PackArgs) == 8 * 6, "format of pack");
+static_assert(sizeof(EmbeddingArgs) == 8 * 8, "format of embedding");
+static_assert(sizeof(DrawArgs) == 8 * 13, "format of draw");
+static_assert(sizeof(LogprobArgs) == 8 * 9, "format of logprobs");
+static_assert(sizeof(FilterArgs) == 8 * 13, "format of filter");
 
 template <int INDEX>
 PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -137,6 +145,7 @@ PyMethodDef method() {
 
 PyMethodDef METHODS[] = {
     method<0>(), method<1>(), method<2>(), method<3>(), method<4>(), method<5>(), method<6>(),
+    method<7>(), method<8>(), method<9>(), method<10>(),
     {"isas", isas, METH_NOARGS, "Instruction sets that this processor runs, best first."},
     {"isa", isa, METH_NOARGS, "The instruction set in use."},
     {"set_isa", set_isa, METH_O, "Use another instruction set."},
@@ -144,7 +153,7 @@ PyMethodDef METHODS[] = {
     {"set_threads", set_threads, METH_O, "Wanted threads; returns what is possible."},
     {nullptr, nullptr, 0, nullptr},
 };
-static_assert(KERNELS == 7, "one method per kernel");
+static_assert(KERNELS == 11, "one method per kernel");
 
 PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_kernels",
                       "C++ kernels; see inferplane_xeon.kernels", -1, METHODS,

@@ -67,6 +67,32 @@ IPX_INLINE Vec scale_exponent(Vec p, Vec n) { return _mm512_scalef_ps(p, n); }
 IPX_INLINE Vec zero_below(Vec value, Vec x, Vec floor) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, floor, _CMP_NLT_UQ), value);
 }
+IPX_INLINE uint32_t mask_less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+// a < b ? yes : no
+IPX_INLINE Vec where_less(Vec a, Vec b, Vec yes, Vec no) {
+  return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), yes);
+}
+IPX_INLINE Raw raw_add(Raw a, Raw b) { return _mm512_add_epi32(a, b); }
+IPX_INLINE Raw raw_sub(Raw a, Raw b) { return _mm512_sub_epi32(a, b); }
+IPX_INLINE Raw raw_and(Raw a, Raw b) { return _mm512_and_si512(a, b); }
+IPX_INLINE Raw raw_xor(Raw a, Raw b) { return _mm512_xor_si512(a, b); }
+template <int N> IPX_INLINE Raw shift_left(Raw x) { return _mm512_slli_epi32(x, N); }
+template <int N> IPX_INLINE Raw shift_right(Raw x) { return _mm512_srli_epi32(x, N); }
+template <int N> IPX_INLINE Raw shift_signed(Raw x) { return _mm512_srai_epi32(x, N); }
+IPX_INLINE Vec to_float(Raw x) { return _mm512_cvtepi32_ps(x); }
+// both halves of the 64 bit products of 32 bit lanes
+IPX_INLINE void wide_product(Raw a, Raw b, Raw& high, Raw& low) {
+  Raw even = _mm512_mul_epu32(a, b), odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), b);
+  high = _mm512_mask_mov_epi32(_mm512_srli_epi64(even, 32), 0xaaaa, odd);
+  low = _mm512_mask_mov_epi32(even, 0xaaaa, _mm512_slli_epi64(odd, 32));
+}
+// transposes 4 x 4 lanes in each 128 bits
+IPX_INLINE void transpose_quarters(Raw (&r)[4]) {
+  Raw a = _mm512_unpacklo_epi32(r[0], r[1]), b = _mm512_unpackhi_epi32(r[0], r[1]);
+  Raw c = _mm512_unpacklo_epi32(r[2], r[3]), d = _mm512_unpackhi_epi32(r[2], r[3]);
+  r[0] = _mm512_unpacklo_epi64(a, c), r[1] = _mm512_unpackhi_epi64(a, c);
+  r[2] = _mm512_unpacklo_epi64(b, d), r[3] = _mm512_unpackhi_epi64(b, d);
+}
 IPX_INLINE Raw raw_zero() { return _mm512_setzero_si512(); }
 IPX_INLINE Raw raw_load(const void* p) { return _mm512_loadu_si512(p); }
 IPX_INLINE Raw raw_load_n(const void* p, int64_t n) {
@@ -194,6 +220,31 @@ IPX_INLINE Vec scale_exponent(Vec p, Vec n) {
 }
 IPX_INLINE Vec zero_below(Vec value, Vec x, Vec floor) {
   return _mm256_and_ps(_mm256_cmp_ps(x, floor, _CMP_NLT_UQ), value);
+}
+IPX_INLINE uint32_t mask_less(Vec a, Vec b) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ)));
+}
+IPX_INLINE Vec where_less(Vec a, Vec b, Vec yes, Vec no) {
+  return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
+IPX_INLINE Raw raw_add(Raw a, Raw b) { return _mm256_add_epi32(a, b); }
+IPX_INLINE Raw raw_sub(Raw a, Raw b) { return _mm256_sub_epi32(a, b); }
+IPX_INLINE Raw raw_and(Raw a, Raw b) { return _mm256_and_si256(a, b); }
+IPX_INLINE Raw raw_xor(Raw a, Raw b) { return _mm256_xor_si256(a, b); }
+template <int N> IPX_INLINE Raw shift_left(Raw x) { return _mm256_slli_epi32(x, N); }
+template <int N> IPX_INLINE Raw shift_right(Raw x) { return _mm256_srli_epi32(x, N); }
+template <int N> IPX_INLINE Raw shift_signed(Raw x) { return _mm256_srai_epi32(x, N); }
+IPX_INLINE Vec to_float(Raw x) { return _mm256_cvtepi32_ps(x); }
+IPX_INLINE void wide_product(Raw a, Raw b, Raw& high, Raw& low) {
+  Raw even = _mm256_mul_epu32(a, b), odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), b);
+  high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+  low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+}
+IPX_INLINE void transpose_quarters(Raw (&r)[4]) {
+  Raw a = _mm256_unpacklo_epi32(r[0], r[1]), b = _mm256_unpackhi_epi32(r[0], r[1]);
+  Raw c = _mm256_unpacklo_epi32(r[2], r[3]), d = _mm256_unpackhi_epi32(r[2], r[3]);
+  r[0] = _mm256_unpacklo_epi64(a, c), r[1] = _mm256_unpackhi_epi64(a, c);
+  r[2] = _mm256_unpacklo_epi64(b, d), r[3] = _mm256_unpackhi_epi64(b, d);
 }
 IPX_INLINE Raw raw_zero() { return _mm256_setzero_si256(); }
 IPX_INLINE Raw raw_load(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }

@@ -222,3 +222,68 @@ def linear(
         x.element_size() == 4,
     )
     return out
+
+
+def embedding(ids: "Tensor", weight: "Tensor", out: "Tensor", *, scale: float = 1.0) -> "Tensor":
+    """Rows ids [T] of weight [V, d], times `scale`, which has weight's precision -> out [T, d]."""
+    tokens, width = out.shape
+    library().embedding(
+        ids.data_ptr(),
+        weight.data_ptr(),
+        out.data_ptr(),
+        tokens,
+        width,
+        weight.stride(0),
+        scale,
+        weight.element_size() == 4,
+    )
+    return out
+
+
+def draw(
+    logits: "Tensor",
+    rows: "tuple[Tensor, ...]",
+    tokens: "Tensor",
+    *,
+    greedy: bool = False,
+    unfiltered: bool = False,
+) -> "Tensor":
+    """logits f32[N, V] -> tokens i32[N]; `rows`: temperature, top_k, top_p, min_p, seed,
+    sample_index and position, as `sampling.draw` takes them, each contiguous."""
+    library().draw(
+        logits.data_ptr(),
+        *(values.data_ptr() for values in rows),
+        tokens.data_ptr(),
+        *logits.shape,
+        greedy,
+        unfiltered,
+    )
+    return tokens
+
+
+def logprobs(
+    logits: "Tensor", ids: "Tensor", results: "tuple[Tensor, Tensor, Tensor, Tensor]"
+) -> None:
+    """logits f32[N, V], ids i32[N] -> logprob f32[N] and rank i32[N] of ids, and the most likely
+    ids i32[N, top] with their logprobs f32[N, top]."""
+    library().logprobs(
+        logits.data_ptr(),
+        ids.data_ptr(),
+        *(result.data_ptr() for result in results),
+        *logits.shape,
+        results[2].shape[1],
+    )
+
+
+def restrict(logits: "Tensor", inputs: "tuple[Tensor | None, ...]", out: "Tensor") -> "Tensor":
+    """logits f32[N, V] -> out; `inputs`: counts, in_prompt, repetition, frequency, presence, bias,
+    banned and bitmask, as `sampling.filter` takes them, each contiguous."""
+    banned = inputs[6]
+    library().filter(
+        logits.data_ptr(),
+        *(0 if values is None else values.data_ptr() for values in inputs),
+        out.data_ptr(),
+        *out.shape,
+        0 if banned is None else banned.shape[1],
+    )
+    return out

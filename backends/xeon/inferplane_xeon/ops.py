@@ -13,11 +13,18 @@ from inferplane.hw.kv import KVSpec, LayerKV
 from inferplane.hw.op import Bound, BuildContext, OpImpl, Reject, Support
 from inferplane.hw.ops.activation import GluSpec
 from inferplane.hw.ops.attention import AttentionSpec
+from inferplane.hw.ops.embedding import EmbeddingSpec
 from inferplane.hw.ops.kv import KVOpSpec, RopeWriteSpec
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
 from inferplane.hw.ops.norm import RMSNormSpec
 from inferplane.hw.ops.rope import RopeSpec, cos_sin_table
 from inferplane_xeon import kernels
+from inferplane_xeon.sampling import (
+    sampling_draw,
+    sampling_filter,
+    sampling_logprobs,
+    sampling_problem,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -239,6 +246,18 @@ def glu(spec: GluSpec, ctx: BuildContext) -> Bound:
     return Bound(run=run)
 
 
+def embedding(spec: EmbeddingSpec, ctx: BuildContext) -> Bound:
+    import torch
+
+    dim, dtype = spec.dim, spec.dtype
+    scale = float(torch.tensor(spec.scale, dtype=getattr(torch, dtype)))
+
+    def run(ids: "Tensor", weight: "Tensor") -> "Tensor":
+        return kernels.embedding(ids, weight, ctx.empty((ids.shape[0], dim), dtype), scale=scale)
+
+    return Bound(run=run)
+
+
 Packed = tuple["Tensor", "Tensor | None"]
 
 
@@ -268,7 +287,7 @@ def logits(spec: LogitsSpec, ctx: BuildContext) -> Bound:
 def implementations() -> "list[tuple[str, OpImpl]]":
     tables = Tables()
 
-    def plain(spec: RMSNormSpec | GluSpec | RopeSpec) -> Reject | None:
+    def plain(spec: RMSNormSpec | GluSpec | RopeSpec | EmbeddingSpec) -> Reject | None:
         return dtype_problem(spec.dtype)
 
     def write(spec: KVOpSpec) -> Reject | None:
@@ -284,4 +303,8 @@ def implementations() -> "list[tuple[str, OpImpl]]":
         ("activation.glu", Native("xeon.glu", plain, glu)),
         ("linear", Native("xeon.linear", dense_problem, linear)),
         ("logits", Native("xeon.linear", dense_problem, logits)),
+        ("embedding", Native("xeon.embedding", plain, embedding)),
+        ("sampling.filter", Native("xeon.sampling", sampling_problem, sampling_filter)),
+        ("sampling.draw", Native("xeon.sampling", sampling_problem, sampling_draw)),
+        ("sampling.logprobs", Native("xeon.sampling", sampling_problem, sampling_logprobs)),
     ]

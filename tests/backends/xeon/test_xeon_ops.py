@@ -14,6 +14,7 @@ from inferplane.hw.op import Bound, Reject, Support
 from inferplane.hw.ops import TABLE
 from inferplane.hw.ops.activation import GluSpec
 from inferplane.hw.ops.attention import AttentionSpec
+from inferplane.hw.ops.embedding import EmbeddingSpec
 from inferplane.hw.ops.kv import KVOpSpec, RopeWriteSpec
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
 from inferplane.hw.ops.norm import RMSNormSpec
@@ -125,6 +126,8 @@ def specs(dtype: str, layout: str) -> list[tuple[str, Any]]:
         ("linear", replace(linear, bias=True, determinism="batch")),
         ("logits", LogitsSpec(dim=96, vocab=1000, dtype=dtype)),
         ("logits", LogitsSpec(dim=96, vocab=1000, dtype=dtype, softcap=30.0)),
+        ("embedding", EmbeddingSpec(vocab=99, dim=100, dtype=dtype)),
+        ("embedding", EmbeddingSpec(vocab=99, dim=64, dtype=dtype, scale=7.3)),
     ]
 
 
@@ -147,7 +150,7 @@ def test_every_op_is_within_its_tolerance(dtype: str, layout: str) -> None:
                 assert difference.norm() <= limit.norm * y.norm(), op
 
 
-@pytest.mark.parametrize("op", sorted(dict(implementations())))
+@pytest.mark.parametrize("op", sorted({op for op, _ in specs("bfloat16", "head_major")}))
 def test_inputs_are_not_changed(op: str) -> None:
     for name, spec in specs("bfloat16", "head_major"):
         if name == op:
