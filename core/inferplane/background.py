@@ -28,6 +28,29 @@ class _End:
     error: BaseException | None
 
 
+class _Work(Generic[Value]):
+    """A coroutine that can be given up at any moment, also while it is being handed over: an
+    interrupt may come before the caller holds a future."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Value]) -> None:
+        self._coroutine = coroutine
+        self._task: asyncio.Task[Any] | None = None
+        self._abandoned = False
+
+    async def run(self) -> Value:
+        self._task = asyncio.current_task()
+        if self._abandoned:  # set before `abandon` looks for the task, which it then did not find
+            self._coroutine.close()
+            raise asyncio.CancelledError
+        return await self._coroutine
+
+    def abandon(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Cancel it if it has not ended."""
+        self._abandoned = True
+        if self._task is not None and not self._task.done():
+            loop.call_soon_threadsafe(self._task.cancel)
+
+
 class Background:
     """Runs coroutines until it is closed."""
 
@@ -38,11 +61,11 @@ class Background:
 
     def run(self, coroutine: Coroutine[Any, Any, Value]) -> Value:
         """Wait for a coroutine's result."""
-        future = self._submit(coroutine)
+        work = _Work(coroutine)
         try:
-            return future.result()
+            return self._submit(work.run(), coroutine).result()
         finally:
-            future.cancel()
+            work.abandon(self._loop)
 
     async def arun(self, coroutine: Coroutine[Any, Any, Value]) -> Value:
         """The same, for a caller with an event loop of its own."""
@@ -51,14 +74,16 @@ class Background:
     def iterate(self, items: AsyncGenerator[Item, None]) -> Generator[Item, None, None]:
         """The items as they come. Closing the generator closes `items`."""
         received: queue.SimpleQueue[_Next[Item] | _End] = queue.SimpleQueue()
-        future = self._submit(_pump(items, received.put))
+        pump = _pump(items, received.put)
+        work = _Work(pump)
         try:
+            self._submit(work.run(), pump)
             while isinstance(event := received.get(), _Next):
                 yield event.item
             if event.error is not None:
                 raise event.error
         finally:
-            future.cancel()
+            work.abandon(self._loop)
 
     async def aiterate(self, items: AsyncGenerator[Item, None]) -> AsyncGenerator[Item, None]:
         """The same, for a caller with an event loop of its own."""
@@ -91,9 +116,13 @@ class Background:
         self._thread.join()
         self._loop.close()
 
-    def _submit(self, coroutine: Coroutine[Any, Any, Value]) -> "Future[Value]":
+    def _submit(
+        self, coroutine: Coroutine[Any, Any, Value], *within: Coroutine[Any, Any, Any]
+    ) -> "Future[Value]":
+        """`within`: coroutines that this one would have run."""
         if self._loop.is_closed():
-            coroutine.close()
+            for unused in (coroutine, *within):
+                unused.close()
             raise EngineDeadError("the engine was closed: make a new one")
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
