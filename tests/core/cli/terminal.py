@@ -1,5 +1,6 @@
 """A program in a pseudo-terminal, driven by what it prints."""
 
+import contextlib
 import os
 import pty
 import select
@@ -40,6 +41,16 @@ class Terminal:
 
     def type(self, text: str) -> None:
         os.write(self._end, text.encode())
+
+    def interrupt(self) -> int:
+        """Ctrl-C until the program leaves; its exit status. A key that arrives while the line
+        editor prepares the terminal may be lost, and a person presses it again."""
+        for _ in range(6):
+            self.type("\x03")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(20)
+                break
+        return self.close()
 
     def close(self) -> int:
         """Wait for the program's own end."""

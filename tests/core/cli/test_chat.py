@@ -175,8 +175,7 @@ def test_ctrl_c_stops_the_answer_and_leaves_at_the_prompt(
     terminal.type("once more\n")
     terminal.wait_for(ALPHABET)
     terminal.wait_for("> ")
-    terminal.type("\x03")
-    assert terminal.close() == 0
+    assert terminal.interrupt() == 0
 
 
 def test_the_end_of_input_and_sigterm_leave(tiny_folder: Path, environment: dict[str, str]) -> None:
