@@ -43,8 +43,8 @@ class Terminal:
         os.write(self._end, text.encode())
 
     def interrupt(self) -> int:
-        """Ctrl-C until the program leaves; its exit status. A key that arrives while the line
-        editor prepares the terminal may be lost, and a person presses it again."""
+        """Ctrl-C until the program leaves; its exit status. Once, on a busy machine, a key at the
+        moment of the prompt was lost, why is not known; a person presses it again."""
         for _ in range(6):
             self.type("\x03")
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,8 +1,8 @@
 """y = x @ W.T for few rows, bound by reading W [N, K] once: 2 N K bytes in bf16.
 
-Measured on one H100 (3.0 TB/s read), Llama-3-8B's five shapes in us: one row 18.5, 13.0, 76.7,
-40.8, 331 against a floor of 16.8, 11.2, 78.3, 39.1, 350 at the copy rate, and cuBLAS's 23.9, 15.7,
-82.5, 43.9, 377; 8 rows 19.9, 14.2, 81.7, 43, 345 against 21.1, 15.7, 83.8, 44.3, 381.
+What it brought to whole decode steps on one H100 is in docs/performance.md. The tiles are those
+that did well over Llama-3-8B's and Qwen3-0.6B's shapes in one sweep; each shape's own best is a
+few percent better.
 
 One row: no matrix unit, each program sums a few rows of W, so that every processor reads long
 contiguous runs. More rows: tensor cores, W as the left operand, because its rows are the many.
