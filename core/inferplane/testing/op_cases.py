@@ -14,6 +14,7 @@ from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
 from inferplane.hw.ops.norm import RMSNormSpec
 from inferplane.hw.ops.rope import RopeSpec
 from inferplane.hw.ops.sampling import SamplingSpec
+from inferplane.hw.quantization import Scheme
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -120,11 +121,42 @@ def _linear(dtype: str) -> Iterator[LinearSpec]:
         (48, 1, False),
     ):
         yield LinearSpec(in_features=inputs, out_features=outputs, dtype=dtype, bias=bias)
+    for index, scheme in enumerate(SCHEMES):
+        plain = LinearSpec(in_features=256, out_features=192, dtype=dtype, scheme=scheme)
+        yield replace(plain, bias=index % 2 == 0)
+        yield replace(plain, in_features=352, out_features=200, bias=index % 2 == 1)
+
+
+def _schemes() -> Iterator[Scheme]:
+    """Those of the checkpoint formats that are read and of weights quantized at load."""
+    int8, int4, fp8 = (Scheme(weight=kind) for kind in ("int8", "int4", "float8_e4m3fn"))
+    weights = [int8, replace(int8, group=32), replace(int8, group=32, asymmetric=True)]
+    weights += [replace(int8, group=16), int4]
+    for group in (32, 64, 128):
+        weights += [replace(int4, group=group), replace(int4, group=group, asymmetric=True)]
+    for scheme in weights:
+        yield scheme
+        yield replace(scheme, activation="int8")
+    yield replace(int8, activation="int8", static=True)
+    yield replace(int4, group=32, activation="int8", activation_group=32)
+    for scheme in (fp8, replace(fp8, rows=0)):
+        yield scheme
+        yield replace(scheme, activation="float8_e4m3fn")
+        yield replace(scheme, activation="float8_e4m3fn", static=True)
+    for rows in (1, 128):
+        blocks = replace(fp8, rows=rows, group=128)
+        yield blocks
+        yield replace(blocks, activation="float8_e4m3fn", activation_group=128)
+
+
+SCHEMES = tuple(_schemes())
 
 
 def _logits(dtype: str) -> Iterator[LogitsSpec]:
     for dim, vocab, softcap in ((64, 300, 0.0), (576, 1003, 0.0), (96, 500, 30.0)):
         yield LogitsSpec(dim=dim, vocab=vocab, dtype=dtype, softcap=softcap)
+    for scheme in SCHEMES[::5]:
+        yield LogitsSpec(dim=256, vocab=320, dtype=dtype, scheme=scheme)
 
 
 def _sampling(dtype: str) -> Iterator[SamplingSpec]:
