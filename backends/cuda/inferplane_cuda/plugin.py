@@ -78,9 +78,15 @@ def create_device(info: DeviceInfo, options: Mapping[str, Any]) -> Device:
 def op_impls(device: Device) -> Iterable[tuple[str, OpImpl]]:
     if device.info.backend != "cuda":
         return ()
+    from inferplane_cuda import scaled
     from inferplane_cuda.linear import Linear, Logits
 
-    return [("linear", Linear()), ("logits", Logits())]
+    return [
+        ("linear", Linear()),
+        ("linear", scaled.Linear()),
+        ("logits", Logits()),
+        ("logits", scaled.Logits()),
+    ]
 
 
 @impl
