@@ -280,7 +280,7 @@ def common(schemes: Sequence[Scheme], in_features: int) -> Scheme | None:
     return replace(
         first,
         weight="int8" if "int8" in kinds else "int4",
-        group=gcd(*(scheme.group or in_features for scheme in schemes)),
+        group=gcd(*(scheme.group or in_features for scheme in schemes)) % in_features,
         rows=1,
         asymmetric=any(scheme.asymmetric for scheme in schemes),
     )
