@@ -97,19 +97,28 @@ def test_inputs_are_rounded_as_the_contract_says() -> None:
     values, scale = quantize_input(x, static, torch.tensor([0.25]))
     assert values.float().tolist()[0] == [448.0, -2.0, 6.0, 10.0]  # 508 is cut off
     assert scale.tolist() == [[0.25]]
+    values, _ = quantize_input(x, replace(scheme, static=True), torch.tensor([0.5]))
+    assert values.tolist()[0] == [127, -1, 3, 5]
 
 
-def run(scheme: Scheme, x: torch.Tensor, weight: QuantizedWeight, **fields: Any) -> torch.Tensor:
+def run(
+    scheme: Scheme,
+    x: torch.Tensor,
+    weight: QuantizedWeight,
+    bias: torch.Tensor | None = None,
+    **fields: Any,
+) -> torch.Tensor:
     spec = LinearSpec(
         in_features=weight.in_features,
         out_features=weight.out_features,
         dtype=str(x.dtype).removeprefix("torch."),
         scheme=scheme,
+        bias=bias is not None,
         **fields,
     )
     bound = TABLE["linear"].reference.build(spec, OneOp(CPU))
     assert bound.prepack is not None
-    out: torch.Tensor = bound.run(x, bound.prepack(weight, None))
+    out: torch.Tensor = bound.run(x, bound.prepack(weight, bias))
     return out
 
 
@@ -177,12 +186,12 @@ def test_weights_are_not_made_dense_all_at_once(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(linear, "dequantize", watched)
     for scheme, tile in ((WEIGHTS[0], 8), (Scheme(weight="int8", rows=16), 16)):
         weight = quantize(random(N, K), scheme)
-        x = random(2, K, seed=1)
+        x, bias = random(2, K, seed=1), random(N, seed=2)
         sizes.clear()
-        tiled = run(scheme, x, weight)
+        tiled = run(scheme, x, weight, bias)
         assert max(sizes) == tile
         assert sum(sizes) == N
-        assert (tiled - x @ dequantize(weight, "float32").T).abs().max() < 1e-4
+        assert (tiled - x @ dequantize(weight, "float32").T - bias).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("sizes", [(128, 64, 200), (40, 24), (72,)], ids=str)
