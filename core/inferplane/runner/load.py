@@ -33,6 +33,9 @@ from inferplane.runner.tables import make_tables
 from inferplane.scheduling.pages import KVGroupPages
 from inferplane.weights import CheckpointWeights, DummyWeights, Progress, TensorSource, Weights
 
+KV_TYPES = {"fp8_e4m3": "float8_e4m3fn"}
+"""--kv-cache-dtype -> KVSpec.dtype, where it is not that of the model"""
+
 log = logging.getLogger(__name__)
 
 
@@ -100,7 +103,7 @@ def prepare(config: Config, model: dict[str, Any], plugins: Plugins) -> Prepared
     resolver = make_resolver(config, plugins, device, capture=graphs is not None)
     config, groups, handles = negotiate_pages(
         config,
-        group_layers(architecture.caches(model), config.dtype),
+        group_layers(architecture.caches(model), KV_TYPES.get(config.kv_cache_dtype, config.dtype)),
         int(model["num_attention_heads"]),
         resolver,
         kv_layouts(plugins, device),
