@@ -60,6 +60,8 @@ class PagedAttention:
             return Reject("dtype", f"{spec.dtype} is not bfloat16, float16 or float32")
         if spec.tree:
             return Reject("feature", "tree masks")
+        if spec.kv.dtype != spec.dtype:
+            return Reject("dtype", f"pages in {spec.kv.dtype}, the model is in {spec.dtype}")
         if spec.kv.layout == "opaque":
             return Reject("layout", "needs pages with strides")
         if spec.kv.head_dim > 256:

@@ -6,6 +6,7 @@ Which one runs depends on the number of rows, so the same row may have other bit
 from typing import TYPE_CHECKING, Any
 
 from inferplane.hw import Bound, BuildContext, Device, Reject, Support
+from inferplane.hw.op import describe
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
 from inferplane_triton.attention import next_power
 from inferplane_triton.kernels import linear as kernels
@@ -23,8 +24,8 @@ TILE = 64
 def _supports(spec: LinearSpec | LogitsSpec, in_features: int, columns: int) -> Support | Reject:
     if spec.dtype not in ("bfloat16", "float16"):
         return Reject("dtype", f"{spec.dtype} is not bfloat16 or float16")
-    if spec.scheme != "dense":
-        return Reject("feature", f"scheme {spec.scheme}")
+    if spec.scheme:
+        return Reject("feature", f"no kernel for {describe(spec.scheme)}")
     if in_features % 128:
         return Reject("shape", f"{in_features} input features are not a multiple of 128")
     if columns % TILE:

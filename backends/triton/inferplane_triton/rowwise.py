@@ -103,6 +103,8 @@ class RopeWrite:
     name = "triton.rope_write"
 
     def supports(self, spec: RopeWriteSpec, device: Device) -> Support | Reject:
+        if spec.kv.dtype != spec.rope.dtype:
+            return Reject("dtype", f"pages in {spec.kv.dtype}, the model is in {spec.rope.dtype}")
         if spec.kv.layout == "opaque":
             return Reject("layout", "needs pages with strides")
         return _supports(spec.rope.dtype, spec.kv.head_dim)

@@ -98,6 +98,8 @@ class Hints:
     mixed_buckets: tuple[tuple[int, int], ...] = ()
     """(tokens, sequences) of padded steps that prefill, on devices whose shapes are bucketed; a
     step takes the first that holds it, and larger ones have exact shapes and run eagerly"""
+    int8_inputs: bool = False
+    """weight-only int8 and int4 products are computed with inputs rounded to int8 per token"""
     max_programs: int | None = None
     """graphs to hold at most; steps of further shapes run eagerly. Default: no limit"""
 
