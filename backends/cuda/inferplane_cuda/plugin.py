@@ -89,14 +89,16 @@ def create_device(info: DeviceInfo, options: Mapping[str, Any]) -> Device:
 def op_impls(device: Device) -> Iterable[tuple[str, OpImpl]]:
     if device.info.backend != "cuda":
         return ()
-    from inferplane_cuda import invariant
+    from inferplane_cuda import invariant, scaled
     from inferplane_cuda.linear import Linear, Logits
 
     return [
         ("linear", Linear()),
-        ("logits", Logits()),
         ("linear", invariant.Linear()),
+        ("linear", scaled.Linear()),
+        ("logits", Logits()),
         ("logits", invariant.Logits()),
+        ("logits", scaled.Logits()),
     ]
 
 
