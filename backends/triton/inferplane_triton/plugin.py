@@ -13,6 +13,7 @@ def op_impls(device: Device) -> Iterable[tuple[str, OpImpl]]:
     from inferplane_triton.attention import PagedAttention
     from inferplane_triton.linear import Linear, Logits
     from inferplane_triton.rowwise import AddRMSNorm, Glu, RMSNorm, RopeWrite
+    from inferplane_triton.sampling import Draw, Embedding, Filter, Logprobs
 
     return [
         ("attention.paged", PagedAttention()),
@@ -22,4 +23,8 @@ def op_impls(device: Device) -> Iterable[tuple[str, OpImpl]]:
         ("activation.glu", Glu()),
         ("linear", Linear()),
         ("logits", Logits()),
+        ("embedding", Embedding()),
+        ("sampling.filter", Filter()),
+        ("sampling.draw", Draw()),
+        ("sampling.logprobs", Logprobs()),
     ]
