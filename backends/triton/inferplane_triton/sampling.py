@@ -28,7 +28,7 @@ class Tiles:
     group: int = 64
     cap: int = 4096
     bits: int = 4
-    block: int = 1024
+    block: int = 512
     warps: int = 4
     search_warps: int = 8
 

@@ -5,7 +5,7 @@ a function of device memory, so that it can be recorded for each bucket and choi
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inferplane.hw.batch import ForwardBatch, RowInit, StepPlan
 from inferplane.hw.graphs import Graph, GraphBackend
@@ -56,8 +56,7 @@ COMMON = (
 )
 
 
-@dataclass(slots=True)
-class Drawn:
+class Drawn(NamedTuple):
     """One token per sampled sequence, on the device. What a recording gave is overwritten when the
     next step of its bucket is sampled."""
 

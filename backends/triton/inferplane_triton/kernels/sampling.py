@@ -100,9 +100,14 @@ def _best(score, token):
 
 
 @triton.jit
-def _restricts(top_k, top_p, min_p, vocab):
-    counts = (top_k > 0) & (top_k < vocab)
-    return counts, top_p < 1.0, min_p > 0.0
+def _filters(temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, at, vocab):
+    """The temperature of a row, whether top_k, top_p and min_p restrict it, and whether any does"""
+    temperature = tl.load(temperature_ptr + at)
+    k = tl.load(top_k_ptr + at)
+    counts = (k > 0) & (k < vocab)
+    shares = tl.load(top_p_ptr + at) < 1.0
+    floors = tl.load(min_p_ptr + at) > 0.0
+    return temperature, counts, shares, floors, (temperature > 0.0) & (counts | shares | floors)
 
 
 # ---- filter ----
@@ -167,12 +172,9 @@ def peaks(
     temperature = 1.0
     needed = True
     if not LOGPROBS:
-        temperature = tl.load(temperature_ptr + row * stride_row)
-        counts, shares, floors = _restricts(
-            tl.load(top_k_ptr + row * stride_row), tl.load(top_p_ptr + row * stride_row),
-            tl.load(min_p_ptr + row * stride_row), vocab,
-        )  # fmt: skip
-        needed = (temperature > 0.0) & (counts | shares | floors)
+        temperature, _, _, _, needed = _filters(
+            temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, row * stride_row, vocab
+        )
     if needed:
         token = segment * SEGMENT + tl.arange(0, SEGMENT)
         base = logits_ptr + row * stride_logits
@@ -207,9 +209,36 @@ def _reach(key, weight, target, BITS: tl.constexpr, DIGITS: tl.constexpr):
 
 
 @triton.jit
-def _mass(peak, sums, top):
-    """Z relative to e^top: the segments' sums put together"""
-    return tl.sum(tl.where(peak > LOWEST, sums * tl.exp(peak - top), 0.0), 0)
+def _row_mass(
+    peak_ptr, sum_ptr, row, segments, GROUPS: tl.constexpr, SEGMENTS_PAD: tl.constexpr
+):  # fmt: skip
+    """The largest value of a row, and Z relative to e^largest from the segments' sums"""
+    segment = tl.arange(0, SEGMENTS_PAD)
+    inside = segment < segments
+    at = (row * segments + segment[:, None]) * GROUPS + tl.arange(0, GROUPS)[None, :]
+    peak = tl.max(tl.load(peak_ptr + at, mask=inside[:, None], other=LOWEST), 1)
+    sums = tl.load(sum_ptr + row * segments + segment, mask=inside, other=0.0)
+    top = tl.max(peak, 0)
+    return top, tl.sum(tl.where(peak > LOWEST, sums * tl.exp(peak - top), 0.0), 0)
+
+
+@triton.jit
+def _least_count(peak, k):
+    """A value that at least k peaks reach, close to the k-th of them; -inf with fewer peaks"""
+    ones = (peak > LOWEST).to(tl.int32)
+    least = _value_of(_reach(_rising(peak), ones, k, 2, 10))
+    return tl.where(tl.sum(ones, 0) >= k, least, LOWEST)
+
+
+@triton.jit
+def _least_mass(peak, top, target):
+    """A value that peaks with the mass `target` together reach; -inf if all have less"""
+    weight = tl.where(peak > LOWEST, tl.exp(peak - top), 0.0)
+    target = tl.maximum(target, 1e-30)  # p may be 0
+    least = LOWEST + top * 0.0
+    if tl.sum(weight, 0) >= target * 1.0001:
+        least = _value_of(_reach(_rising(peak), weight, target, 2, 10))
+    return least
 
 
 @triton.jit
@@ -223,56 +252,32 @@ def bound(
     The bound keeps all that the exact search needs; -inf if the peaks do not tell.
     """
     row = tl.program_id(0).to(tl.int64)
-    counts = False
-    shares = False
-    floors = False
     needed = True
-    k = 0
-    p = 1.0
-    min_p = 0.0
-    if LOGPROBS:
-        counts = True
-        k = TOP
-    else:
-        k = tl.load(top_k_ptr + row * stride_row)
-        p = tl.load(top_p_ptr + row * stride_row)
-        min_p = tl.load(min_p_ptr + row * stride_row)
-        counts, shares, floors = _restricts(k, p, min_p, vocab)
-        warm = tl.load(temperature_ptr + row * stride_row) > 0.0
-        needed = warm & (counts | shares | floors)
+    if not LOGPROBS:
+        _, counts, shares, floors, needed = _filters(
+            temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, row * stride_row, vocab
+        )
     if needed:
         at = tl.arange(0, PADDED)
         groups = segments * GROUPS
         peak = tl.load(peak_ptr + row * groups + at, mask=at < groups, other=LOWEST)
-        top = tl.max(peak, 0)
-        segment = tl.arange(0, SEGMENTS_PAD)
-        # the largest of a segment is the largest of its peaks: found again rather than stored
-        inside = segment < segments
-        sums = tl.load(sum_ptr + row * segments + segment, mask=inside, other=0.0)
-        member = tl.arange(0, GROUPS)
-        own = tl.load(
-            peak_ptr + row * groups + segment[:, None] * GROUPS + member[None, :],
-            mask=inside[:, None], other=LOWEST,
-        )  # fmt: skip
-        mass = _mass(tl.max(own, 1), sums, top)
-        least = top * 0.0 + LOWEST
-        key = _rising(peak)
-        if counts:
-            ones = (peak > LOWEST).to(tl.int32)
-            if tl.sum(ones, 0) >= k:
-                least = _value_of(_reach(key, ones, k, 2, 10))
+        top, mass = _row_mass(peak_ptr, sum_ptr, row, segments, GROUPS, SEGMENTS_PAD)
+        if LOGPROBS:
+            least = _least_count(peak, TOP)
         else:
-            slack = 1e-4 + 1e-6 * tl.abs(top)
-            if floors:
-                least = top + tl.log(min_p) - slack
-            if shares:
-                tail = 0.999 * (1.0 - p) * mass / vocab
-                if tail > 0.0:
-                    least = tl.maximum(least, top + tl.log(tail) - slack)
-                weight = tl.where(peak > LOWEST, tl.exp(peak - top), 0.0)
-                target = tl.maximum(p * mass * 1.0001, 1e-30)  # p may be 0
-                if tl.sum(weight, 0) >= target * 1.0001:
-                    least = tl.maximum(least, _value_of(_reach(key, weight, target, 2, 10)))
+            least = top * 0.0 + LOWEST
+            if counts:
+                least = _least_count(peak, tl.load(top_k_ptr + row * stride_row))
+            else:
+                slack = 1e-4 + 1e-6 * tl.abs(top)
+                if floors:
+                    least = top + tl.log(tl.load(min_p_ptr + row * stride_row)) - slack
+                if shares:
+                    p = tl.load(top_p_ptr + row * stride_row)
+                    tail = 0.999 * (1.0 - p) * mass / vocab
+                    if tail > 0.0:
+                        least = tl.maximum(least, top + tl.log(tail) - slack)
+                    least = tl.maximum(least, _least_mass(peak, top, p * mass * 1.0001))
         tl.store(stat_ptr + row * 4, least)
         tl.store(stat_ptr + row * 4 + 1, top)
         tl.store(stat_ptr + row * 4 + 2, mass)
@@ -319,6 +324,21 @@ def collect(
 
 
 @triton.jit
+def _noisy_best(base, block, temperature, position, sample, low, high, vocab):
+    """The best score of four tokens to each of the blocks i32[n], and its token"""
+    words = _philox(block.to(tl.uint32), position, sample, low, high)
+    chosen = block * 4
+    best = chosen * 0.0 + LOWEST
+    for j in tl.static_range(4):
+        token = block * 4 + j
+        x = tl.load(base + token, mask=token < vocab, other=LOWEST)
+        score = tl.div_rn(x, temperature) + _noise(words[j])
+        chosen = tl.where(score > best, token, chosen)
+        best = tl.maximum(best, score)
+    return _best(best, chosen)
+
+
+@triton.jit
 def visit(
     logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr, sample_ptr,
     position_ptr, score_ptr, token_ptr, peak_ptr, stat_ptr, count_ptr, value_ptr, id_ptr,
@@ -333,14 +353,12 @@ def visit(
     row = tl.program_id(1).to(tl.int64)
     temperature = 0.0
     narrow = False
-    if not GREEDY:
-        temperature = tl.load(temperature_ptr + row * stride_row)
     if FILTERED:
-        counts, shares, floors = _restricts(
-            tl.load(top_k_ptr + row * stride_row), tl.load(top_p_ptr + row * stride_row),
-            tl.load(min_p_ptr + row * stride_row), vocab,
-        )  # fmt: skip
-        narrow = (temperature > 0.0) & (counts | shares | floors)
+        temperature, _, _, _, narrow = _filters(
+            temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, row * stride_row, vocab
+        )
+    elif not GREEDY:
+        temperature = tl.load(temperature_ptr + row * stride_row)
     base = logits_ptr + row * stride_logits
     if narrow:
         if FILTERED:
@@ -353,17 +371,10 @@ def visit(
         low, high, sample, position = _address(
             seed_ptr, sample_ptr, position_ptr, row, stride_seed, stride_row
         )
-        block = segment * (SEGMENT // 4) + tl.arange(0, SEGMENT // 4)
-        words = _philox(block.to(tl.uint32), position, sample, low, high)
-        best = tl.full([SEGMENT // 4], LOWEST, tl.float32)
-        chosen = block * 4
-        for j in tl.static_range(4):
-            token = block * 4 + j
-            x = tl.load(base + token, mask=token < vocab, other=LOWEST)
-            score = tl.div_rn(x, temperature) + _noise(words[j])
-            chosen = tl.where(score > best, token, chosen)
-            best = tl.maximum(best, score)
-        top, token = _best(best, chosen)
+        top, token = _noisy_best(
+            base, segment * (SEGMENT // 4) + tl.arange(0, SEGMENT // 4), temperature, position,
+            sample, low, high, vocab,
+        )  # fmt: skip
         tl.store(score_ptr + row * segments + segment, top)
         tl.store(token_ptr + row * segments + segment, token)
     else:
@@ -399,12 +410,12 @@ def _inside(key, token, cut, last):
 
 
 @triton.jit
-def _cut(
-    count, small, value_ptr, id_ptr, logits_ptr, temperature, top, cut, last, target, vocab,
+def _search(
+    count, small, value_ptr, id_ptr, logits_ptr, temperature, top, cut, last, target,
     MASS: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The cut inside (cut, last) after the first token, in falling order, with which the weights
-    reach `target` i64, after the last one if they never do; and the mass that it keeps."""
+    """The largest key with which those inside (cut, last) that are not below it have at least the
+    weight `target` i64; 0 if all have less"""
     digit = tl.arange(0, 1 << BITS)
     prefix = tl.sum(digit * 0, 0).to(tl.uint32)
     for i in range(32 // BITS):
@@ -425,6 +436,45 @@ def _cut(
             total += tl.sum(kept, 1)
         enough = (total >= target).to(tl.int32)
         prefix += tl.maximum(tl.sum(enough, 0) - 1, 0).to(tl.uint32) << shift
+    return prefix
+
+
+@triton.jit
+def _last_equal(
+    count, small, value_ptr, id_ptr, logits_ptr, temperature, cut, last, key, wanted, vocab,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The lowest id up to which `wanted` of the values with this key inside (cut, last) lie"""
+    bottom = wanted * 0
+    end = bottom + vocab - 1
+    while bottom < end:
+        middle = (bottom + end) // 2
+        found = wanted * 0
+        for start in range(0, count, BLOCK):
+            x, token, inside = _load_block(
+                start, count, small, value_ptr, id_ptr, logits_ptr, temperature, BLOCK
+            )
+            rising = _rising(x)
+            inside = inside & _inside(rising, token, cut, last) & (rising == key)
+            found += tl.sum((inside & (token <= middle)).to(tl.int32), 0)
+        if found >= wanted:
+            end = middle
+        else:
+            bottom = middle + 1
+    return end
+
+
+@triton.jit
+def _cut(
+    count, small, value_ptr, id_ptr, logits_ptr, temperature, top, cut, last, target, vocab,
+    MASS: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The cut inside (cut, last) after the first token, in falling order, with which the weights
+    reach `target` i64, after the last one if they never do; and the mass that it keeps."""
+    prefix = _search(
+        count, small, value_ptr, id_ptr, logits_ptr, temperature, top, cut, last, target,
+        MASS, BITS, BLOCK,
+    )  # fmt: skip
     above = target * 0  # weight, mass and number of those above and equal
     above_mass = target * 0
     equal_mass = target * 0
@@ -446,25 +496,40 @@ def _cut(
         above = above_mass
         unit = tl.maximum(equal_mass, 1)
     more = tl.minimum((target - above + unit - 1) // unit, equals.to(tl.int64)).to(tl.int32)
-    bottom = more * 0
     end = more * 0 + vocab - 1
-    if more < equals:  # the lowest id up to which `more` of the equals lie
-        while bottom < end:
-            middle = (bottom + end) // 2
-            found = more * 0
-            for start in range(0, count, BLOCK):
-                x, token, inside = _load_block(
-                    start, count, small, value_ptr, id_ptr, logits_ptr, temperature, BLOCK
-                )
-                key = _rising(x)
-                inside = inside & _inside(key, token, cut, last) & (key == prefix)
-                found += tl.sum((inside & (token <= middle)).to(tl.int32), 0)
-            if found >= more:
-                end = middle
-            else:
-                bottom = middle + 1
+    if more < equals:
+        end = _last_equal(
+            count, small, value_ptr, id_ptr, logits_ptr, temperature, cut, last, prefix, more,
+            vocab, BLOCK,
+        )  # fmt: skip
     last = tl.where(prefix == cut, tl.minimum(last, end), end)
     return prefix, last, above_mass + equal_mass * more
+
+
+@triton.jit
+def _draw_inside(
+    count, small, value_ptr, id_ptr, logits_ptr, temperature, top, cut, last, min_p, position,
+    sample, low, high, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The token with the best score inside (cut, last) with at least min_p of the largest share"""
+    best = top * 0.0 + LOWEST
+    chosen = count * 0
+    for start in range(0, count, BLOCK):
+        x, token, inside = _load_block(
+            start, count, small, value_ptr, id_ptr, logits_ptr, temperature, BLOCK
+        )
+        kept = inside & _inside(_rising(x), token, cut, last) & (tl.exp(x - top) >= min_p)
+        four = _philox((token // 4).to(tl.uint32), position, sample, low, high)
+        odd = token % 2 == 1
+        word = tl.where(
+            token % 4 < 2, tl.where(odd, four[1], four[0]), tl.where(odd, four[3], four[2])
+        )
+        score = tl.where(kept, x + _noise(word), LOWEST)
+        block_best, block_token = _best(score, token)
+        better = (block_best > best) | ((block_best == best) & (block_token < chosen))
+        chosen = tl.where(better & (block_best > LOWEST), block_token, chosen)
+        best = tl.maximum(best, block_best)
+    return chosen
 
 
 @triton.jit
@@ -479,57 +544,42 @@ def finish(
     row = tl.program_id(0).to(tl.int64)
     narrow = False
     if FILTERED:
-        temperature = tl.load(temperature_ptr + row * stride_row)
-        k = tl.load(top_k_ptr + row * stride_row)
-        p = tl.load(top_p_ptr + row * stride_row)
-        min_p = tl.load(min_p_ptr + row * stride_row)
-        counts, shares, floors = _restricts(k, p, min_p, vocab)
-        narrow = (temperature > 0.0) & (counts | shares | floors)
+        temperature, counts, shares, floors, narrow = _filters(
+            temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, row * stride_row, vocab
+        )
     if narrow:
         if FILTERED:
             top = tl.load(stat_ptr + row * 4 + 1)
+            mass = tl.load(stat_ptr + row * 4 + 2).to(tl.float64) * UNIT
             count = tl.load(count_ptr + row)
             small = count <= CAP
             count = tl.where(small, count, vocab)
             values = value_ptr + row * CAP
             ids = id_ptr + row * CAP
             base = logits_ptr + row * stride_logits
-            mass = tl.load(stat_ptr + row * 4 + 2).to(tl.float64) * UNIT
             cut = (count * 0).to(tl.uint32)
             last = count * 0 + NO_ID
+            exact = (count * 0).to(tl.int64)
             if counts:
                 cut, last, exact = _cut(
                     count, small, values, ids, base, temperature, top, cut, last,
-                    k.to(tl.int64), vocab, False, BITS, BLOCK,
+                    tl.load(top_k_ptr + row * stride_row).to(tl.int64), vocab,
+                    False, BITS, BLOCK,
                 )  # fmt: skip
                 mass = exact.to(tl.float64)
             if shares:
-                target = tl.maximum(tl.ceil(p.to(tl.float64) * mass).to(tl.int64), 1)
-                cut, last, _ = _cut(
+                p = tl.load(top_p_ptr + row * stride_row).to(tl.float64)
+                cut, last, exact = _cut(
                     count, small, values, ids, base, temperature, top, cut, last,
-                    target, vocab, True, BITS, BLOCK,
+                    tl.maximum(tl.ceil(p * mass).to(tl.int64), 1), vocab, True, BITS, BLOCK,
                 )  # fmt: skip
             low, high, sample, position = _address(
                 seed_ptr, sample_ptr, position_ptr, row, stride_seed, stride_row
             )
-            best = top * 0.0 + LOWEST
-            chosen = count * 0
-            for start in range(0, count, BLOCK):
-                x, token, inside = _load_block(
-                    start, count, small, values, ids, base, temperature, BLOCK
-                )
-                kept = inside & _inside(_rising(x), token, cut, last)
-                kept = kept & (tl.exp(x - top) >= min_p)
-                four = _philox((token // 4).to(tl.uint32), position, sample, low, high)
-                odd = token % 2 == 1
-                word = tl.where(
-                    token % 4 < 2, tl.where(odd, four[1], four[0]), tl.where(odd, four[3], four[2])
-                )
-                score = tl.where(kept, x + _noise(word), LOWEST)
-                block_best, block_token = _best(score, token)
-                better = (block_best > best) | ((block_best == best) & (block_token < chosen))
-                chosen = tl.where(better & (block_best > LOWEST), block_token, chosen)
-                best = tl.maximum(best, block_best)
+            chosen = _draw_inside(
+                count, small, values, ids, base, temperature, top, cut, last,
+                tl.load(min_p_ptr + row * stride_row), position, sample, low, high, BLOCK,
+            )  # fmt: skip
             tl.store(out_ptr + row, tl.minimum(chosen, vocab - 1))
     else:
         segment = tl.arange(0, SEGMENTS_PAD)
@@ -550,15 +600,10 @@ def logprobs(
     """Programs (N): logprob f32[N] and rank i32[N] of the token own[N], and the TOP most likely
     i32[N, TOP] with their logprobs, one after the other from the candidates"""
     row = tl.program_id(0).to(tl.int64)
+    top, mass = _row_mass(peak_ptr, sum_ptr, row, segments, GROUPS, SEGMENTS_PAD)
+    log_mass = tl.log(mass)
     segment = tl.arange(0, SEGMENTS_PAD)
-    inside = segment < segments
-    member = tl.arange(0, GROUPS)
-    at = (row * segments + segment[:, None]) * GROUPS + member[None, :]
-    peak = tl.max(tl.load(peak_ptr + at, mask=inside[:, None], other=LOWEST), 1)
-    top = tl.max(peak, 0)
-    sums = tl.load(sum_ptr + row * segments + segment, mask=inside, other=0.0)
-    log_mass = tl.log(_mass(peak, sums, top))
-    above = tl.load(above_ptr + row * segments + segment, mask=inside, other=0)
+    above = tl.load(above_ptr + row * segments + segment, mask=segment < segments, other=0)
     base = logits_ptr + row * stride_logits
     own = tl.load(base + tl.load(own_ptr + row))
     tl.store(logprob_ptr + row, (own - top) - log_mass)
