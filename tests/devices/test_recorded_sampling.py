@@ -1,4 +1,4 @@
-"""Sampling that is recorded per bucket and choice: what is recorded, and the bits of eager steps."""
+"""Sampling recorded per bucket and choice: what is recorded, and the bits of eager steps."""
 
 from dataclasses import replace
 from typing import Any

@@ -62,18 +62,21 @@ class Search:
 
     @classmethod
     def empty(cls, logits: "Tensor", cut: Cut, listed: bool = True) -> "Search":
-        import torch
-
         rows, cap = logits.shape[0], cut.tiles.cap if listed else 1
-        integers = {"dtype": torch.int32, "device": logits.device}
         return cls(
             peaks=logits.new_empty((rows, cut.peaks)),
             sums=logits.new_empty((rows, cut.segments)),
             stats=logits.new_empty((rows, 4)),
-            count=torch.empty((rows,), **integers),
+            count=_integers(logits, rows),
             values=logits.new_empty((rows, cap)),
-            ids=torch.empty((rows, cap), **integers),
+            ids=_integers(logits, rows, cap),
         )
+
+
+def _integers(like: "Tensor", *shape: int) -> "Tensor":
+    import torch
+
+    return torch.empty(shape, dtype=torch.int32, device=like.device)
 
 
 def _supports(spec: SamplingSpec) -> Support | Reject:
@@ -183,16 +186,14 @@ def _draw(
     greedy: bool,
     filtered: bool,
 ) -> "Tensor":
-    import torch
-
     rows, tiles = logits.shape[0], cut.tiles
-    tokens = torch.empty((rows,), dtype=torch.int32, device=logits.device)
+    tokens = _integers(logits, rows)
     if rows == 0:
         return tokens
     grid = (cut.segments, rows)
     step, seed_step = settings[0].stride(0), where[0].stride(0)
     best = logits.new_empty((rows, cut.segments))
-    best_ids = torch.empty_like(best, dtype=torch.int32)
+    best_ids = _integers(logits, rows, cut.segments)
     search = Search.empty(logits, cut) if filtered else None
     lists: tuple[Tensor | None, ...] = (None,) * 5
     if search is not None:
@@ -241,17 +242,14 @@ class Logprobs:
 
 
 def _logprobs(cut: Cut, logits: "Tensor", ids: "Tensor", top: int) -> "tuple[Tensor, ...]":
-    import torch
-
     rows, tiles = logits.shape[0], cut.tiles
-    integers = {"dtype": torch.int32, "device": logits.device}
     own, best = logits.new_empty((rows,)), logits.new_empty((rows, top))
-    rank, best_ids = torch.empty((rows,), **integers), torch.empty((rows, top), **integers)
+    rank, best_ids = _integers(logits, rows), _integers(logits, rows, top)
     if rows == 0:
         return own, rank, best_ids, best
     grid = (cut.segments, rows)
     search = Search.empty(logits, cut, listed=top > 0)
-    above = torch.empty((rows, cut.segments), **integers)
+    above = _integers(logits, rows, cut.segments)
     kernels.peaks[grid](
         logits, None, None, None, None, ids, search.peaks, search.sums, above,
         cut.vocab, logits.stride(0), 1,
