@@ -1,7 +1,11 @@
 """Sampling and embedding kernels: conformance, and the reference's tokens over random rows with
 ties, masked tokens and every mix of filters, with lists that suffice and lists that overflow."""
 
+import os
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -226,3 +230,20 @@ def test_no_rows() -> None:
     score, _ = built("sampling.logprobs", Logprobs(), 99)
     assert draw(torch.zeros(0, 99), *settings(0, 0).values()).shape == (0,)
     assert score(torch.zeros(0, 99), torch.zeros(0, dtype=torch.int32), 3)[2].shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "target", ["cuda 90 32", pytest.param("hip gfx942 64", marks=pytest.mark.slow)]
+)
+def test_kernels_compile(target: str, tmp_path: Path) -> None:
+    program = Path(__file__).with_name("compile_sampling.py")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(
+        [sys.executable, str(program), *target.split()],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr[-2000:]
+    assert len(run.stdout.splitlines()) == 15

@@ -544,7 +544,7 @@ def finish(
     row = tl.program_id(0).to(tl.int64)
     narrow = False
     if FILTERED:
-        temperature, counts, shares, _, narrow = _filters(
+        temperature, counts, shares, _floors, narrow = _filters(
             temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, row * stride_row, vocab
         )
     if narrow:
