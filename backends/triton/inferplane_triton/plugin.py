@@ -10,8 +10,9 @@ from inferplane.hw import Device, OpImpl, impl
 def op_impls(device: Device) -> Iterable[tuple[str, OpImpl]]:
     if device.info.torch_device.partition(":")[0] == "cpu" or find_spec("triton") is None:
         return []
+    from inferplane_triton import quantized
     from inferplane_triton.attention import PagedAttention
-    from inferplane_triton.linear import Linear, Logits
+    from inferplane_triton.linear import InvariantLinear, InvariantLogits, Linear, Logits
     from inferplane_triton.rowwise import AddRMSNorm, Glu, RMSNorm, RopeWrite
 
     return [
@@ -21,5 +22,9 @@ def op_impls(device: Device) -> Iterable[tuple[str, OpImpl]]:
         ("norm.add_rms", AddRMSNorm()),
         ("activation.glu", Glu()),
         ("linear", Linear()),
+        ("linear", InvariantLinear()),
+        ("linear", quantized.Linear()),
         ("logits", Logits()),
+        ("logits", InvariantLogits()),
+        ("logits", quantized.Logits()),
     ]

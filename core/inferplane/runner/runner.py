@@ -3,6 +3,10 @@
 Everything is launched in order and nothing here waits for the device except `Pending.wait`.
 """
 
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +76,18 @@ def _rows(scores: Scores) -> list[tuple[float, int, list[tuple[int, float]]]]:
     return list(zip(logprob, rank, tops, strict=True))
 
 
+@contextmanager
+def paused_collection() -> Iterator[None]:
+    """No garbage collection meanwhile: it costs time, and may free device memory in a recording."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 class Runner:
     """One model on one device with its tables."""
 
@@ -98,6 +114,25 @@ class Runner:
         if graphs is not None:
             handles = build.handles.values()
             self._recordings = Recordings(graphs, inputs, tables, handles, max_programs)
+
+    def record(self, max_seqs: int, report: Callable[[str], None]) -> None:
+        """Record the steps that are known in advance, so that no request waits for it later."""
+        import torch
+
+        if self._recordings is None:
+            return
+        buckets = self._inputs.known_buckets(max_seqs)
+        begin = time.monotonic()
+        with torch.inference_mode(), paused_collection():
+            for index, bucket in enumerate(buckets):
+                if self._recordings.covers(bucket):
+                    step = self._inputs.blank(bucket)
+                    self._recordings.run(step, self._plan_ops, self._compute)
+                if index % 8 == 0:
+                    report(f"recording steps: {index} of {len(buckets)}")
+        self.device.synchronize()
+        if buckets:
+            report(f"recorded {len(buckets)} steps in {time.monotonic() - begin:.1f} s")
 
     def launch(self, plan: StepPlan) -> Pending:
         """Forward and sample; returns at once on devices that work asynchronously."""

@@ -127,6 +127,8 @@ def _linear(dtype: str) -> Iterator[LinearSpec]:
         (576, 960, True),
         (99, 50, True),
         (48, 1, False),
+        (384, 192, True),
+        (1024, 256, False),
     ):
         yield LinearSpec(in_features=inputs, out_features=outputs, dtype=dtype, bias=bias)
     for index, scheme in enumerate(SCHEMES):
@@ -162,7 +164,7 @@ SCHEMES = tuple(_schemes())
 
 
 def _logits(dtype: str) -> Iterator[LogitsSpec]:
-    for dim, vocab, softcap in ((64, 300, 0.0), (576, 1003, 0.0), (96, 500, 30.0)):
+    for dim, vocab, softcap in ((64, 300, 0.0), (576, 1003, 0.0), (96, 500, 30.0), (256, 320, 5.0)):
         yield LogitsSpec(dim=dim, vocab=vocab, dtype=dtype, softcap=softcap)
     for scheme in SCHEMES[::5]:
         yield LogitsSpec(dim=256, vocab=320, dtype=dtype, scheme=scheme)

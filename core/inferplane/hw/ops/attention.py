@@ -45,13 +45,11 @@ class AttentionSpec:
 def attention(spec: AttentionSpec, ctx: BuildContext) -> Bound:
     """run(q[T, Hq, D], batch, sinks f32[Hq] | None) -> o[T, Hq, D]; padding rows are zero"""
     handle = ctx.kv(spec.layer)
-    policy = ctx.device.info.shape_policy
 
     def run(q: "Tensor", batch: "ForwardBatch", sinks: "Tensor | None" = None) -> "Tensor":
         if batch.max_q == 1 and spec.determinism != "batch":
             return _decode(spec, handle, q, batch, sinks)
-        # what may be recorded uses no number of the host but the shapes
-        exact = policy == "dynamic" or (policy == "bucketed" and batch.max_q > 1)
+        exact = not batch.padded  # what may be recorded uses no number of the host but the shapes
         out = q.new_zeros(q.shape[0] + 1, *q.shape[1:])  # the last row takes what padding makes
         for index in range(batch.num_seqs if exact else batch.row.shape[0]):
             out = _sequence(spec, handle, q, batch, index, sinks, out, exact)
@@ -255,7 +253,7 @@ OPS = (
     Op(
         name="attention.paged",
         spec=AttentionSpec,
-        reference=Reference(attention, _rejects),
+        reference=Reference(attention, _rejects, wasteful=True),
         tolerance=_tolerance,
         inputs=attention_inputs,
     ),
