@@ -155,6 +155,7 @@ def test_groups_and_exceptions_of_compressed_tensors() -> None:
         (AWQ | {"zero_point": False}, ["zero_point False"]),
         (GPTQ | {"bits": 2}, ["bits 2", "4, 8"]),
         (GPTQ | {"group_size": 7}, ["group_size 7"]),
+        (GPTQ | {"dynamic": {"-:.*down.*": {}}}, ["by module"]),
         (GPTQ | {"checkpoint_format": "marlin"}, ["checkpoint_format 'marlin'"]),
         (FP8_TENSOR | {"activation_scheme": None}, ["activation_scheme None", "'dynamic'"]),
         (FP8_TENSOR | {"fmt": "e5m2"}, ["fmt 'e5m2'"]),
