@@ -53,8 +53,8 @@ def prove(weight: "Tensor") -> None:
         if rows < most and not torch.equal(linear(x[:rows], weight), whole[:rows]):
             raise DeviceError(
                 f"cuBLASLt is not batch-invariant for weights {columns} x {width}: {rows} rows have"
-                f" other bits than {most}. Use --op linear=triton.invariant, or start the process"
-                f" with {' '.join('='.join(item) for item in ENVIRONMENT.items())}"
+                f" other bits than {most}. Use --op linear=triton.linear_invariant, or start with"
+                f" {' '.join('='.join(item) for item in ENVIRONMENT.items())} in the environment"
             )
     _proven.add(key)
 

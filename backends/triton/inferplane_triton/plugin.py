@@ -14,6 +14,7 @@ def op_impls(device: Device) -> Iterable[tuple[str, OpImpl]]:
     from inferplane_triton.attention import PagedAttention
     from inferplane_triton.linear import InvariantLinear, InvariantLogits, Linear, Logits
     from inferplane_triton.rowwise import AddRMSNorm, Glu, RMSNorm, RopeWrite
+    from inferplane_triton.sampling import Draw, Embedding, Filter, Logprobs
 
     return [
         ("attention.paged", PagedAttention()),
@@ -27,4 +28,8 @@ def op_impls(device: Device) -> Iterable[tuple[str, OpImpl]]:
         ("logits", Logits()),
         ("logits", InvariantLogits()),
         ("logits", quantized.Logits()),
+        ("embedding", Embedding()),
+        ("sampling.filter", Filter()),
+        ("sampling.draw", Draw()),
+        ("sampling.logprobs", Logprobs()),
     ]
