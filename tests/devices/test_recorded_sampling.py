@@ -20,6 +20,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "min": {"temperature": 1.1, "min_p": 0.02},
     "scored": {"temperature": 1.0, "logprobs": 3},
     "penalties": {"temperature": 1.0, "presence_penalty": 0.7},
+    "repeats": {"temperature": 0.0, "repetition_penalty": 1.5, "frequency_penalty": 0.6},
+    "bias": {"temperature": 0.8, "top_k": 5, "logit_bias": {3: 4.0, 9: -100.0}},
 }
 
 
@@ -55,11 +57,17 @@ def test_recorded_sampling_has_the_bits_of_eager(name: str) -> None:
     for names in rounds:
         assert answers(recorded, names) == answers(eager, names), names
     made = choices(recorded)
-    assert {replace(c, top=-1) for c in made} == {
-        Choice(greedy=True, unfiltered=True),
-        Choice(greedy=False, unfiltered=True),
-        Choice(greedy=False, unfiltered=False),
+    kinds = ((True, True), (False, True), (False, False))
+    plain = {Choice(greedy=greedy, unfiltered=unfiltered) for greedy, unfiltered in kinds}
+    changed = {
+        Choice(greedy=True, unfiltered=True, penalties=True),
+        Choice(greedy=False, unfiltered=True, penalties=True),
+        Choice(greedy=False, unfiltered=False, bias=True),
+        Choice(greedy=False, unfiltered=False, penalties=True, bias=True),
     }
+    found = {replace(c, top=-1) for c in made}
+    assert plain | changed <= found
+    assert not any(c.banned for c in found)
     assert {c.top for c in made} == {-1, 3}
     assert not choices(eager)
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from inferplane.hw import Bound, BuildContext, Device, Reject, Support
 from inferplane.hw.ops.embedding import EmbeddingSpec
 from inferplane.hw.ops.sampling import SamplingSpec
-from inferplane_triton.attention import next_power
+from inferplane_triton.attention import core_count, next_power, overlapped
 from inferplane_triton.kernels import sampling as kernels
+from inferplane_triton.kernels import wide_sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,26 +22,36 @@ NO_FUSION = {"enable_fp_fusion": False}
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """How a row is cut. `cap`: candidates of a filtered row that are listed; with more of them the
-    last kernel reads the row again. `bits`: width of a radix digit."""
+    """How a row is cut. `cap`: candidates of a filtered row that are listed; rows with more of
+    them are drawn by all processors together. `bits`: width of a radix digit. `wide_ways`: parts
+    that a reading of such a row tells apart; `wide_unroll`: loads in flight; `wide_list`: tokens
+    that are few enough to list."""
 
     segment: int = 2048
     group: int = 64
     cap: int = 4096
     bits: int = 4
-    block: int = 512
+    block: int = 256
     warps: int = 4
-    search_warps: int = 8
+    search_warps: int = 4
+    bound_warps: int = 8
+    wide_ways: int = 16
+    wide_warps: int = 16
+    wide_unroll: int = 4
+    wide_list: int = 1024
 
 
 DEFAULT = Tiles()
 
 
 class Cut:
-    """The constants of one vocabulary."""
+    """The constants of one vocabulary and device."""
 
-    def __init__(self, vocab: int, tiles: Tiles) -> None:
+    def __init__(self, vocab: int, tiles: Tiles, device: Device) -> None:
         self.vocab = vocab
+        # programs that run at the same time; an interpreter runs them one after the other
+        self.cores = 1 if device.info.torch_device == "cpu" else core_count(device)
+        self.early = overlapped(device)
         self.tiles = tiles
         self.groups = tiles.segment // tiles.group
         self.segments = -(-vocab // tiles.segment)
@@ -56,9 +67,11 @@ class Search:
     peaks: "Tensor"  # f32[N, S * G]
     sums: "Tensor"  # f32[N, S]
     stats: "Tensor"  # f32[N, 4]
-    count: "Tensor"  # i32[N]
+    count: "Tensor"  # i32[N, 3]
     values: "Tensor"  # f32[N, cap]
     ids: "Tensor"  # i32[N, cap]
+    marks: "Tensor"  # i32[1 + cores + N]
+    parts: "Tensor"  # i64[2, cores, 2 * ways]
 
     @classmethod
     def empty(cls, logits: "Tensor", cut: Cut, listed: bool = True) -> "Search":
@@ -67,16 +80,18 @@ class Search:
             peaks=logits.new_empty((rows, cut.peaks)),
             sums=logits.new_empty((rows, cut.segments)),
             stats=logits.new_empty((rows, 4)),
-            count=_integers(logits, rows),
+            count=_integers(logits, rows, 3),
             values=logits.new_empty((rows, cap)),
             ids=_integers(logits, rows, cap),
+            marks=_integers(logits, 1 + cut.cores + rows),
+            parts=_integers(logits, 2, cut.cores, 2 * cut.tiles.wide_ways, wide=True),
         )
 
 
-def _integers(like: "Tensor", *shape: int) -> "Tensor":
+def _integers(like: "Tensor", *shape: int, wide: bool = False) -> "Tensor":
     import torch
 
-    return torch.empty(shape, dtype=torch.int32, device=like.device)
+    return torch.empty(shape, dtype=torch.int64 if wide else torch.int32, device=like.device)
 
 
 def _supports(spec: SamplingSpec) -> Support | Reject:
@@ -105,10 +120,12 @@ class Filter:
 
     def build(self, spec: SamplingSpec, ctx: BuildContext) -> Bound:
         vocab, block = spec.vocab, min(2048, next_power(spec.vocab))
+        early = overlapped(ctx.device)
 
         def run(
             logits: "Tensor",
             *,
+            rows: "Tensor | None" = None,
             counts: "Tensor | None" = None,
             in_prompt: "Tensor | None" = None,
             repetition: "Tensor | None" = None,
@@ -119,22 +136,23 @@ class Filter:
             bitmask: "Tensor | None" = None,
         ) -> "Tensor":
             logits = _rows(logits)
-            rows = logits.shape[0]
-            out = logits.new_empty((rows, vocab))
+            out = logits.new_empty((logits.shape[0], vocab))
             step = 1
             if counts is not None:
-                assert in_prompt is not None and repetition is not None
+                assert rows is not None and in_prompt is not None and repetition is not None
                 assert frequency is not None and presence is not None
                 counts, in_prompt = counts.contiguous(), in_prompt.contiguous()
                 repetition, frequency, presence = alike((repetition, frequency, presence))
                 step = repetition.stride(0)
             wide = [None if x is None else x.contiguous() for x in (bias, banned, bitmask)]
             most = 0 if banned is None else banned.shape[1]
-            if rows:
-                kernels.restrict[-(-vocab // block), rows](
-                    logits, out, counts, in_prompt, repetition, frequency, presence, *wide,
+            if len(logits):
+                own = None if rows is None else rows.contiguous()
+                kernels.restrict[-(-vocab // block), len(logits)](
+                    logits, out, own, counts, in_prompt, repetition, frequency, presence, *wide,
                     vocab, -(-vocab // 32), logits.stride(0), step, most,
-                    BANNED_PAD=next_power(max(most, 1)), BLOCK=block, num_warps=4, **NO_FUSION,
+                    BANNED_PAD=next_power(max(most, 1)), BLOCK=block, num_warps=4,
+                    **early, **NO_FUSION,
                 )  # fmt: skip
             return out
 
@@ -154,7 +172,7 @@ class Draw:
         return _supports(spec)
 
     def build(self, spec: SamplingSpec, ctx: BuildContext) -> Bound:
-        cut = Cut(spec.vocab, self._tiles)
+        cut = Cut(spec.vocab, self._tiles, ctx.device)
 
         def run(
             logits: "Tensor",
@@ -195,30 +213,40 @@ def _draw(
     best = logits.new_empty((rows, cut.segments))
     best_ids = _integers(logits, rows, cut.segments)
     search = Search.empty(logits, cut) if filtered else None
-    lists: tuple[Tensor | None, ...] = (None,) * 5
+    lists: tuple[Tensor | None, ...] = (None,) * 6
     if search is not None:
         kernels.peaks[grid](
             logits, *settings, None, search.peaks, search.sums, None,
-            cut.vocab, logits.stride(0), step,
-            SEGMENT=tiles.segment, GROUP=tiles.group, LOGPROBS=False, num_warps=tiles.warps,
+            cut.vocab, logits.stride(0), step, SEGMENT=tiles.segment, GROUP=tiles.group,
+            LOGPROBS=False, num_warps=tiles.warps, **cut.early,
         )  # fmt: skip
         kernels.bound[rows,](
-            search.peaks, search.sums, *settings, search.stats, search.count,
+            search.peaks, search.sums, *settings, search.stats, search.count, search.marks,
             cut.vocab, cut.segments, step, TOP=0, LOGPROBS=False, GROUPS=cut.groups,
-            PADDED=cut.peaks_pad, SEGMENTS_PAD=cut.segments_pad, num_warps=tiles.search_warps,
+            PADDED=cut.peaks_pad, SEGMENTS_PAD=cut.segments_pad, CORES=cut.cores,
+            CORES_PAD=next_power(cut.cores), num_warps=tiles.bound_warps, **cut.early,
         )  # fmt: skip
-        lists = (search.peaks, search.stats, search.count, search.values, search.ids)
+        lists = (search.peaks, search.stats, search.count, search.values, search.ids, search.marks)
     kernels.visit[grid](
         logits, *settings, *where, best, best_ids, *lists,
-        cut.vocab, logits.stride(0), step, seed_step,
+        cut.vocab, logits.stride(0), step, seed_step, cut.cores,
         GREEDY=greedy, FILTERED=filtered, SEGMENT=tiles.segment, GROUPS=cut.groups,
-        CAP=tiles.cap, num_warps=tiles.warps,
+        CAP=tiles.cap, num_warps=tiles.warps, **cut.early,
     )  # fmt: skip
+    if search is not None:
+        wide_sampling.wide[cut.cores,](
+            tokens, logits, *settings, *where, *lists[1:], search.parts,
+            cut.vocab, logits.stride(0), step, seed_step, CORES=cut.cores,
+            CORES_PAD=next_power(cut.cores), CAP=tiles.cap, ENOUGH=min(tiles.cap, tiles.wide_list),
+            WAYS=tiles.wide_ways, BITS=tiles.bits, LANES=32 * tiles.wide_warps,
+            UNROLL=tiles.wide_unroll,
+            num_warps=tiles.wide_warps, **cut.early,
+        )  # fmt: skip
     kernels.finish[rows,](
-        best, best_ids, tokens, logits, *settings, *where, *lists[1:],
-        cut.vocab, cut.segments, logits.stride(0), step, seed_step,
+        best, best_ids, tokens, *settings, *where, *lists[1:5],
+        cut.vocab, cut.segments, step, seed_step,
         FILTERED=filtered, SEGMENTS_PAD=cut.segments_pad, CAP=tiles.cap, BITS=tiles.bits,
-        BLOCK=tiles.block, num_warps=tiles.search_warps if filtered else 1,
+        BLOCK=tiles.block, num_warps=tiles.search_warps if filtered else 1, **cut.early,
     )  # fmt: skip
     return tokens
 
@@ -233,7 +261,7 @@ class Logprobs:
         return _supports(spec)
 
     def build(self, spec: SamplingSpec, ctx: BuildContext) -> Bound:
-        cut = Cut(spec.vocab, self._tiles)
+        cut = Cut(spec.vocab, self._tiles, ctx.device)
 
         def run(logits: "Tensor", ids: "Tensor", top: int) -> "tuple[Tensor, ...]":
             return _logprobs(cut, _rows(logits), ids.contiguous(), top)
@@ -254,23 +282,26 @@ def _logprobs(cut: Cut, logits: "Tensor", ids: "Tensor", top: int) -> "tuple[Ten
         logits, None, None, None, None, ids, search.peaks, search.sums, above,
         cut.vocab, logits.stride(0), 1,
         SEGMENT=tiles.segment, GROUP=tiles.group, LOGPROBS=True, num_warps=tiles.warps,
+        **cut.early,
     )  # fmt: skip
     if top:
         kernels.bound[rows,](
             search.peaks, search.sums, None, None, None, None, search.stats, search.count,
-            cut.vocab, cut.segments, 1, TOP=top, LOGPROBS=True, GROUPS=cut.groups,
-            PADDED=cut.peaks_pad, SEGMENTS_PAD=cut.segments_pad, num_warps=tiles.search_warps,
+            None, cut.vocab, cut.segments, 1, TOP=top, LOGPROBS=True, GROUPS=cut.groups,
+            PADDED=cut.peaks_pad, SEGMENTS_PAD=cut.segments_pad, CORES=1, CORES_PAD=1,
+            num_warps=tiles.bound_warps, **cut.early,
         )  # fmt: skip
         kernels.collect[grid](
             logits, search.peaks, search.stats, search.count, search.values, search.ids,
             cut.vocab, logits.stride(0),
             SEGMENT=tiles.segment, GROUPS=cut.groups, CAP=tiles.cap, num_warps=tiles.warps,
+            **cut.early,
         )  # fmt: skip
     kernels.logprobs[rows,](
         logits, ids, search.peaks, search.sums, above, search.count, search.values, search.ids,
         own, rank, best_ids, best, cut.vocab, cut.segments, logits.stride(0),
         TOP=top, GROUPS=cut.groups, SEGMENTS_PAD=cut.segments_pad, CAP=tiles.cap,
-        BLOCK=tiles.block, num_warps=4,
+        BLOCK=tiles.block, num_warps=4, **cut.early,
     )  # fmt: skip
     return own, rank, best_ids, best
 
@@ -288,6 +319,7 @@ class Embedding:
 
         scale = torch.tensor(spec.scale, dtype=getattr(torch, spec.dtype)).item()
         block = min(2048, next_power(spec.dim))
+        early = overlapped(ctx.device)
 
         def run(ids: "Tensor", weight: "Tensor") -> "Tensor":
             weight, rows = _rows(weight), ids.shape[0]
@@ -295,7 +327,7 @@ class Embedding:
             if rows:
                 kernels.embed[rows, -(-spec.dim // block)](
                     ids.contiguous(), weight, out, spec.dim, weight.stride(0),
-                    SCALE=scale, BLOCK=block, num_warps=4,
+                    SCALE=scale, BLOCK=block, num_warps=4, **early,
                 )  # fmt: skip
             return out
 

@@ -6,7 +6,7 @@ Knows nothing of requests; every row is computed by itself, whatever the batch.
 from typing import TYPE_CHECKING
 
 from inferplane.hw.op import Bound, BuildContext, Reject
-from inferplane.hw.ops.sampling import SamplingSpec
+from inferplane.hw.ops.sampling import SamplingSpec, rows_of
 from inferplane_xeon import kernels
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def sampling_filter(spec: SamplingSpec, ctx: BuildContext) -> Bound:
     def run(
         logits: "Tensor",
         *,
+        rows: "Tensor | None" = None,
         counts: "Tensor | None" = None,
         in_prompt: "Tensor | None" = None,
         repetition: "Tensor | None" = None,
@@ -32,7 +33,8 @@ def sampling_filter(spec: SamplingSpec, ctx: BuildContext) -> Bound:
         banned: "Tensor | None" = None,
         bitmask: "Tensor | None" = None,
     ) -> "Tensor":
-        given = (counts, in_prompt, repetition, frequency, presence, bias, banned, bitmask)
+        own = [None if x is None else rows_of(x, rows) for x in (counts, in_prompt, bias)]
+        given = (*own[:2], repetition, frequency, presence, own[2], banned, bitmask)
         inputs = tuple(None if x is None else x.contiguous() for x in given)
         out = ctx.empty(logits.shape, "float32")
         return kernels.restrict(logits.contiguous(), inputs, out)

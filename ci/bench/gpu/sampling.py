@@ -40,6 +40,8 @@ FILTERS: dict[str, dict[str, float]] = {
     "top_k50 top_p0.95 min_p0.05": {"top_k": 50, "top_p": 0.95, "min_p": 0.05},
     "min_p0.05": {"min_p": 0.05},
     "top_p0.9 flat": {"top_p": 0.9},
+    "top_k20000 flat": {"top_k": 20000},
+    "one flat row": {"top_k": 50},
     "mixed rows": {},
 }
 VARIANTS = {
@@ -48,11 +50,15 @@ VARIANTS = {
     "segment4096 warps8": replace(DEFAULT, segment=4096, warps=8),
     "group128": replace(DEFAULT, group=128),
     "bits2": replace(DEFAULT, bits=2),
-    "block256": replace(DEFAULT, block=256),
-    "block256 search4": replace(DEFAULT, block=256, search_warps=4),
-    "block1024": replace(DEFAULT, block=1024),
-    "search4": replace(DEFAULT, search_warps=4),
-    "search16": replace(DEFAULT, search_warps=16),
+    "group128 bits2": replace(DEFAULT, group=128, bits=2),
+    "block512": replace(DEFAULT, block=512),
+    "search8": replace(DEFAULT, search_warps=8),
+    "bound4": replace(DEFAULT, bound_warps=4),
+    "bound16": replace(DEFAULT, bound_warps=16),
+    "wide8": replace(DEFAULT, wide_warps=8),
+    "ways8": replace(DEFAULT, wide_ways=8),
+    "unroll8": replace(DEFAULT, wide_unroll=8),
+    "list4096": replace(DEFAULT, wide_list=4096),
 }
 
 
@@ -191,12 +197,20 @@ def mixed(rows: int, device: str) -> dict[str, Tensor]:
     return given
 
 
+def one_flat(x: Tensor, given: dict[str, Tensor]) -> None:
+    """The last row has flat logits, of which it keeps most; the others have few candidates."""
+    x[-1].mul_(0.02)
+    given["top_k"][-1], given["top_p"][-1] = 0, 0.9
+
+
 def check_draw(bench: Bench, vocab: int, rows: int, kind: str, name: str) -> None:
     """Fraction of rows whose token is not the reference's, and the gaps between the scores."""
     run, reference = bench.pair("sampling.draw", Draw(), SamplingSpec(vocab=vocab))
     x = logits(kind, rows, vocab, bench.device)
     device = bench.device
     given = mixed(rows, device) if name == "mixed rows" else settings(rows, device, **FILTERS[name])
+    if name == "one flat row":
+        one_flat(x, given)
     flags = {"greedy": name == "greedy", "unfiltered": name == "unfiltered"}
     got, want = run(x, *given.values(), **flags), reference(x, *given.values(), **flags)
     again = run(x, *given.values(), **flags)
@@ -255,10 +269,12 @@ def check_others(bench: Bench, vocab: int) -> None:
 def draw_cases(bench: Bench, vocab: int, rows: int, tiles: Tiles, label: str) -> Iterator[Case]:
     run, reference = bench.pair("sampling.draw", Draw(tiles), SamplingSpec(vocab=vocab))
     for name, values in FILTERS.items():
-        x = logits("flat" if "flat" in name else "peaked", rows, vocab, bench.device)
+        x = logits("flat" if name.endswith("flat") else "peaked", rows, vocab, bench.device)
         given = settings(rows, bench.device, **values)
         if name == "mixed rows":
             given = mixed(rows, bench.device)
+        if name == "one flat row":
+            one_flat(x, given)
         arguments = (x, *given.values())
         flags = {"greedy": name == "greedy", "unfiltered": name == "unfiltered"}
 
@@ -287,9 +303,13 @@ def other_cases(bench: Bench, vocab: int, rows: int) -> Iterator[Case]:
     words = torch.full((rows, -(-vocab // 32)), -2, dtype=torch.int32, device=device)
     counts = torch.zeros_like(x, dtype=torch.int32)
     value = torch.full((rows,), 1.1, device=device)
-    kinds: dict[str, tuple[dict[str, Tensor], int]] = {
+    kinds: dict[str, dict[str, Tensor]] = {
         "bitmask": {"bitmask": words},
-        "penalties": {"counts": counts, "in_prompt": counts.bool()}
+        "penalties": {
+            "rows": torch.arange(rows, device=device).int(),
+            "counts": counts,
+            "in_prompt": counts.bool(),
+        }
         | dict.fromkeys(("repetition", "frequency", "presence"), value),
         "banned": {"banned": torch.full((rows, 64), vocab, dtype=torch.int32, device=device)},
     }

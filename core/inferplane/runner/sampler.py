@@ -45,8 +45,8 @@ class Choice:
 
     @property
     def common(self) -> bool:
-        """Nothing changes the logits, so it is worth a recording."""
-        return not (self.penalties or self.bias or self.banned)
+        """Worth a recording: all but a request's first steps, in which it may not end."""
+        return not self.banned
 
 
 COMMON = (
@@ -66,17 +66,23 @@ class Drawn(NamedTuple):
 
 @dataclass(slots=True)
 class SamplingState:
-    """Implements hw.graphs.State: the tables that sampling reads and replaces."""
+    """Implements hw.graphs.State: the tables that a choice of sampling reads and replaces."""
 
     tables: Tables
+    names: list[str]
+
+    @classmethod
+    def of(cls, tables: Tables, choice: Choice) -> "SamplingState":
+        names = ["num_computed", "parameters", "last_token"]
+        names += ["counts", "in_prompt"] * choice.penalties + ["bias"] * choice.bias
+        return cls(tables, names)
 
     def read(self) -> list[Any]:
-        tables = self.tables
-        return [tables.num_computed, tables.parameters, tables.last_token]
+        return [getattr(self.tables, name) for name in self.names]
 
     def write(self, data: list[Any]) -> None:
-        tables = self.tables
-        tables.num_computed, tables.parameters, tables.last_token = data
+        for name, value in zip(self.names, data, strict=True):
+            setattr(self.tables, name, value)
 
 
 @dataclass(slots=True)
@@ -99,7 +105,6 @@ class Sampler:
         self._wants: dict[int, Wants] = {}
         self.graphs: GraphBackend | None = None
         """set by the runner of a device that holds any number of recordings"""
-        self._state = None if tables.inplace else SamplingState(tables)
         self._recorded: dict[tuple[Bucket, Choice], Recorded] = {}
 
     def start(self, inits: list[RowInit]) -> None:
@@ -156,9 +161,8 @@ class Sampler:
         key = (step.bucket, choice)
         if self.graphs is not None and key not in self._recorded:
             row = _rows_of(step)
-            graph = self.graphs.capture(
-                lambda: self._compute(choice, row, logits, None), self._state
-            )
+            state = None if self._tables.inplace else SamplingState.of(self._tables, choice)
+            graph = self.graphs.capture(lambda: self._compute(choice, row, logits, None), state)
             self._recorded[key] = Recorded(logits, graph)
         return self._recorded.get(key)
 
@@ -185,19 +189,18 @@ class Sampler:
         chosen: dict[str, Any] = {}
         if choice.penalties:
             assert tables.counts is not None and tables.in_prompt is not None
-            chosen["counts"] = tables.counts.index_select(0, row)
-            chosen["in_prompt"] = tables.in_prompt.index_select(0, row)
+            chosen["counts"], chosen["in_prompt"] = tables.counts, tables.in_prompt
             for name in ("repetition", "frequency", "presence"):
                 chosen[name] = parameters.real(name)
         if choice.bias:
             assert tables.bias is not None
-            chosen["bias"] = tables.bias.index_select(0, row)
+            chosen["bias"] = tables.bias
         if choice.banned:
             early = position < parameters.integer("min_len")
             chosen["banned"] = parameters.stop_ids.where(early.unsqueeze(1), tables.vocab)
         logits = raw
         if chosen or bitmask is not None:
-            logits = self._filter(raw, bitmask=bitmask, **chosen)
+            logits = self._filter(raw, rows=row, bitmask=bitmask, **chosen)
         tokens: Tensor = self._draw(
             logits,
             parameters.real("temperature"),

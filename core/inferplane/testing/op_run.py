@@ -28,7 +28,8 @@ WRITE_PAGES = 8
 """pages that the inputs of ops without `kv` of their own use"""
 
 KEYWORDS = frozenset(
-    "counts in_prompt repetition frequency presence bias banned bitmask greedy unfiltered".split()
+    "rows counts in_prompt repetition frequency presence bias banned bitmask greedy "
+    "unfiltered".split()
 )
 """arguments that are passed by name"""
 

@@ -35,7 +35,7 @@ ROWS = {
     "kv.write": "k v slot",
     "activation.glu": "x",
     "embedding": "ids",
-    "sampling.filter": "logits counts in_prompt repetition frequency presence bias banned bitmask",
+    "sampling.filter": "logits rows repetition frequency presence banned bitmask",
     "sampling.draw": "logits temperature top_k top_p min_p seed sample_index position",
     "sampling.logprobs": "logits ids",
 }

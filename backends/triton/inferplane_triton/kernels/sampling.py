@@ -7,7 +7,7 @@ restrict        1          4 N V and what it    104 us (read and write) plus its
 greedy          2          4 N V                 52 us
 unfiltered      2          4 N V                 52 us; the noise is 20 integer and 60 float
                                                  operations a token, about 80 us of arithmetic
-filtered        4          4 N V to 8 N V        52 to 104 us
+filtered        5          4 N V to 8 N V        52 to 104 us
 logprobs        2 or 4     4 N V to 8 N V        52 to 104 us
 
 A row is cut into segments by V alone, so no row depends on how many others there are; sums are
@@ -23,9 +23,9 @@ each group and the sums of e^x. `bound` finds from them a value that the cut can
   min_p  the peak plus ln(min_p)
 `visit` collects the tokens above the bound, reading only segments that reach it, and `finish` finds
 the exact cut among them: radix selection of four bits at a time on the bits of the floats as
-ordered integers, with counts or with probabilities in units of 2^-40 as weights. With more than
-`CAP` candidates (flat logits, many equals) `finish` reads the row itself: correct, but by one
-program a row, some 100 us.
+ordered integers, with counts or with probabilities in units of 2^-40 as weights. Rows with more
+than `CAP` candidates (flat logits, many equals) are drawn by `wide` (wide_sampling.py), in which
+all other rows have no part.
 
 The noise is Philox4x32-10 (Salmon et al., SC 2011) with Gumbel-max as docs/noise.md defines it.
 The words and uniforms are exact. The two logarithms are the device library's, right to 1 to 2 units
@@ -35,11 +35,14 @@ closer than that (a few times 2^-23 of the larger).
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 LOWEST = tl.constexpr(float("-inf"))
 UNIT = tl.constexpr(2.0**40)
 """of a probability relative to the largest one; at most 2^23 tokens add up in 64 bits"""
 NO_ID = tl.constexpr(0x7FFFFFFF)
+COUNTS = tl.constexpr(3)
+"""of a row: candidates above the bound, then those that `wide` lists for top_k and for top_p"""
 
 
 @triton.jit
@@ -115,32 +118,41 @@ def _filters(temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, at, vocab):
 
 @triton.jit
 def restrict(
-    logits_ptr, out_ptr, counts_ptr, in_prompt_ptr, repetition_ptr, frequency_ptr, presence_ptr,
-    bias_ptr, banned_ptr, bitmask_ptr, vocab, words, stride_logits, stride_row, banned,
-    BANNED_PAD: tl.constexpr, BLOCK: tl.constexpr,
+    logits_ptr, out_ptr, table_row_ptr, counts_ptr, in_prompt_ptr, repetition_ptr, frequency_ptr,
+    presence_ptr, bias_ptr, banned_ptr, bitmask_ptr, vocab, words, stride_logits, stride_row,
+    banned,
+    BANNED_PAD: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Penalties, bias, banned tokens and bitmask [N, V] -> [N, V]; programs (tiles, rows).
+
+    Row i has row table_row[i] of counts, in_prompt and bias [R, V].
 
     The bits of the reference: divisions round to nearest and nothing is fused (compile with
     enable_fp_fusion=False). stride_row: of the penalties' values.
     """
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     start = tl.program_id(0) * BLOCK
     row = tl.program_id(1).to(tl.int64)
     token = start + tl.arange(0, BLOCK)
     inside = token < vocab
     x = tl.load(logits_ptr + row * stride_logits + token, mask=inside, other=0.0)
+    own = row
+    if table_row_ptr is not None:  # as where a table is
+        own = tl.load(table_row_ptr + row).to(tl.int64)
     if counts_ptr is not None:
         repetition = tl.load(repetition_ptr + row * stride_row)
         frequency = tl.load(frequency_ptr + row * stride_row)
         presence = tl.load(presence_ptr + row * stride_row)
-        count = tl.load(counts_ptr + row * vocab + token, mask=inside, other=0)
-        prompt = tl.load(in_prompt_ptr + row * vocab + token, mask=inside, other=0)
+        count = tl.load(counts_ptr + own * vocab + token, mask=inside, other=0)
+        prompt = tl.load(in_prompt_ptr + own * vocab + token, mask=inside, other=0)
         factor = tl.where((count > 0) | (prompt != 0), repetition, 1.0)
         x = tl.where(x > 0, tl.div_rn(x, factor), x * factor)
         x = x - frequency * count.to(tl.float32)
         x = x - presence * (count > 0).to(tl.float32)
     if bias_ptr is not None:
-        x += tl.load(bias_ptr + row * vocab + token, mask=inside, other=0.0)
+        x += tl.load(bias_ptr + own * vocab + token, mask=inside, other=0.0)
     if bitmask_ptr is not None:
         word = tl.load(bitmask_ptr + row * words + token // 32, mask=inside, other=0)
         x = tl.where((word >> (token % 32)) & 1 != 0, x, LOWEST)
@@ -160,11 +172,14 @@ def restrict(
 def peaks(
     logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, own_ptr, peak_ptr, sum_ptr,
     above_ptr, vocab, stride_logits, stride_row,
-    SEGMENT: tl.constexpr, GROUP: tl.constexpr, LOGPROBS: tl.constexpr,
+    SEGMENT: tl.constexpr, GROUP: tl.constexpr, LOGPROBS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Programs (S, N): the largest logit of each group f32[N, S * G] (scaled by the temperature),
     and of each segment the sum of e^(x - its largest) f32[N, S]. LOGPROBS: not scaled, and how many
     logits are above that of token own[N], i32[N, S]. Rows without a filter are left out."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     segment = tl.program_id(0)
     segments = tl.num_programs(0)
     row = tl.program_id(1).to(tl.int64)
@@ -244,16 +259,24 @@ def _least_mass(peak, top, target):
 @triton.jit
 def bound(
     peak_ptr, sum_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, stat_ptr, count_ptr,
-    vocab, segments, stride_row, TOP: tl.constexpr, LOGPROBS: tl.constexpr,
+    mark_ptr, vocab, segments, stride_row, TOP: tl.constexpr, LOGPROBS: tl.constexpr,
     GROUPS: tl.constexpr, PADDED: tl.constexpr, SEGMENTS_PAD: tl.constexpr,
+    CORES: tl.constexpr, CORES_PAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Programs (N): (bound, largest, Z / e^largest) f32[N, 4] and candidate counts of 0.
+    """Programs (N): (bound, largest, Z / e^largest) f32[N, 4], counts i32[N, COUNTS] of 0, and 0
+    in the first 1 + CORES of the marks of `wide`.
 
     The bound keeps all that the exact search needs; -inf if the peaks do not tell.
     """
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     needed = True
     if not LOGPROBS:
+        mark = tl.arange(0, CORES_PAD)
+        tl.store(mark_ptr, 0, mask=row == 0)
+        tl.store(mark_ptr + 1 + mark, mark * 0, mask=(mark < CORES) & (row == 0))
         _, counts, shares, floors, needed = _filters(
             temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, row * stride_row, vocab
         )
@@ -281,17 +304,19 @@ def bound(
         tl.store(stat_ptr + row * 4, least)
         tl.store(stat_ptr + row * 4 + 1, top)
         tl.store(stat_ptr + row * 4 + 2, mass)
-        tl.store(count_ptr + row, 0)
+        count = tl.arange(0, 4)
+        tl.store(count_ptr + row * COUNTS + count, count * 0, mask=count < COUNTS)
 
 
 @triton.jit
 def _collect(
-    logits_ptr, peak_ptr, stat_ptr, count_ptr, value_ptr, id_ptr, vocab, stride_logits,
-    temperature, segment, segments, row, SEGMENT: tl.constexpr, GROUPS: tl.constexpr,
+    logits_ptr, peak_ptr, stat_ptr, count_ptr, value_ptr, id_ptr, mark_ptr, vocab, stride_logits,
+    temperature, segment, segments, row, cores, SEGMENT: tl.constexpr, GROUPS: tl.constexpr,
     CAP: tl.constexpr, LOGPROBS: tl.constexpr,
 ):  # fmt: skip
-    """Append the segment's tokens that reach the bound, those at -inf never. Their order in the
-    list depends on timing; nothing that is computed from the list does."""
+    """Append the segment's tokens that reach the bound, those at -inf never, and name the row to
+    `wide` if the list overflows. The order in lists depends on timing; nothing that is computed
+    from them does."""
     least = tl.load(stat_ptr + row * 4)
     at = (row * segments + segment) * GROUPS + tl.arange(0, GROUPS)
     if tl.max(tl.load(peak_ptr + at), 0) >= least:
@@ -304,7 +329,12 @@ def _collect(
         kept = ((x >= least) & (x > LOWEST)).to(tl.int32)
         count = tl.sum(kept, 0)
         if count > 0:
-            place = tl.atomic_add(count_ptr + row, count) + tl.cumsum(kept, 0) - 1
+            before = tl.atomic_add(count_ptr + row * COUNTS, count)
+            if not LOGPROBS:
+                first = (before <= CAP) & (before + count > CAP)  # one segment of the row
+                named = tl.atomic_add(mark_ptr, 1, mask=first)
+                tl.store(mark_ptr + 1 + cores + named, row.to(tl.int32), mask=first)
+            place = before + tl.cumsum(kept, 0) - 1
             room = (kept != 0) & (place < CAP)
             tl.store(value_ptr + row * CAP + place, x, mask=room)
             tl.store(id_ptr + row * CAP + place, token, mask=room)
@@ -313,12 +343,15 @@ def _collect(
 @triton.jit
 def collect(
     logits_ptr, peak_ptr, stat_ptr, count_ptr, value_ptr, id_ptr, vocab, stride_logits,
-    SEGMENT: tl.constexpr, GROUPS: tl.constexpr, CAP: tl.constexpr,
+    SEGMENT: tl.constexpr, GROUPS: tl.constexpr, CAP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Programs (S, N), for logprobs"""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     _collect(
-        logits_ptr, peak_ptr, stat_ptr, count_ptr, value_ptr, id_ptr, vocab, stride_logits, 1.0,
-        tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64),
+        logits_ptr, peak_ptr, stat_ptr, count_ptr, value_ptr, id_ptr, None, vocab, stride_logits,
+        1.0, tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64), 0,
         SEGMENT, GROUPS, CAP, True,
     )  # fmt: skip
 
@@ -342,12 +375,15 @@ def _noisy_best(base, block, temperature, position, sample, low, high, vocab):
 def visit(
     logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr, sample_ptr,
     position_ptr, score_ptr, token_ptr, peak_ptr, stat_ptr, count_ptr, value_ptr, id_ptr,
-    vocab, stride_logits, stride_row, stride_seed,
+    mark_ptr, vocab, stride_logits, stride_row, stride_seed, cores,
     GREEDY: tl.constexpr, FILTERED: tl.constexpr, SEGMENT: tl.constexpr, GROUPS: tl.constexpr,
-    CAP: tl.constexpr,
+    CAP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Programs (S, N): the best score of the segment f32[N, S] and its token i32[N, S]; of rows
     with a filter, the candidates instead."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     segment = tl.program_id(0)
     segments = tl.num_programs(0)
     row = tl.program_id(1).to(tl.int64)
@@ -363,8 +399,8 @@ def visit(
     if narrow:
         if FILTERED:
             _collect(
-                logits_ptr, peak_ptr, stat_ptr, count_ptr, value_ptr, id_ptr, vocab,
-                stride_logits, temperature, segment, segments, row,
+                logits_ptr, peak_ptr, stat_ptr, count_ptr, value_ptr, id_ptr, mark_ptr, vocab,
+                stride_logits, temperature, segment, segments, row, cores,
                 SEGMENT, GROUPS, CAP, False,
             )  # fmt: skip
     elif temperature > 0.0:
@@ -391,17 +427,24 @@ def _weight(x, top):
 
 
 @triton.jit
-def _load_block(
-    start, count, small, value_ptr, id_ptr, logits_ptr, temperature, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Values (-inf beyond the end) and ids of a block of the list, or of the row itself"""
+def _load_list(start, count, value_ptr, id_ptr, BLOCK: tl.constexpr):
+    """Values (-inf beyond the end) and ids of a block of the list, and which exist"""
     at = start + tl.arange(0, BLOCK)
     inside = at < count
-    listed = tl.load(value_ptr + at, mask=inside & small, other=LOWEST)
+    x = tl.load(value_ptr + at, mask=inside, other=LOWEST)
+    return x, tl.load(id_ptr + at, mask=inside, other=NO_ID), inside
+
+
+@triton.jit
+def _load_block(
+    start, count, small, value_ptr, id_ptr, logits_ptr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A block of the list, or of the row itself"""
+    x, token, _ = _load_list(start, tl.where(small, count, 0), value_ptr, id_ptr, BLOCK)
+    at = start + tl.arange(0, BLOCK)
+    inside = at < count
     row = tl.load(logits_ptr + at, mask=inside & (small == 0), other=LOWEST)
-    token = tl.load(id_ptr + at, mask=inside & small, other=NO_ID)
-    x = tl.where(small, listed, tl.div_rn(row, temperature))
-    return x, tl.where(small, token, at), inside
+    return tl.where(small, x, row), tl.where(small, token, at), inside
 
 
 @triton.jit
@@ -411,7 +454,7 @@ def _inside(key, token, cut, last):
 
 @triton.jit
 def _search(
-    count, small, value_ptr, id_ptr, logits_ptr, temperature, top, cut, last, target,
+    count, value_ptr, id_ptr, top, cut, last, target,
     MASS: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The largest key with which those inside (cut, last) that are not below it have at least the
@@ -423,9 +466,7 @@ def _search(
         least = prefix + (digit.to(tl.uint32) << shift)
         total = digit.to(tl.int64) * 0
         for start in range(0, count, BLOCK):
-            x, token, inside = _load_block(
-                start, count, small, value_ptr, id_ptr, logits_ptr, temperature, BLOCK
-            )
+            x, token, inside = _load_list(start, count, value_ptr, id_ptr, BLOCK)
             key = _rising(x)
             inside = inside & _inside(key, token, cut, last)
             if MASS:
@@ -441,7 +482,7 @@ def _search(
 
 @triton.jit
 def _last_equal(
-    count, small, value_ptr, id_ptr, logits_ptr, temperature, cut, last, key, wanted, vocab,
+    count, value_ptr, id_ptr, cut, last, key, wanted, vocab,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The lowest id up to which `wanted` of the values with this key inside (cut, last) lie"""
@@ -451,9 +492,7 @@ def _last_equal(
         middle = (bottom + end) // 2
         found = wanted * 0
         for start in range(0, count, BLOCK):
-            x, token, inside = _load_block(
-                start, count, small, value_ptr, id_ptr, logits_ptr, temperature, BLOCK
-            )
+            x, token, inside = _load_list(start, count, value_ptr, id_ptr, BLOCK)
             rising = _rising(x)
             inside = inside & _inside(rising, token, cut, last) & (rising == key)
             found += tl.sum((inside & (token <= middle)).to(tl.int32), 0)
@@ -466,13 +505,13 @@ def _last_equal(
 
 @triton.jit
 def _cut(
-    count, small, value_ptr, id_ptr, logits_ptr, temperature, top, cut, last, target, vocab,
+    count, value_ptr, id_ptr, top, cut, last, target, vocab,
     MASS: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The cut inside (cut, last) after the first token, in falling order, with which the weights
     reach `target` i64, after the last one if they never do; and the mass that it keeps."""
     prefix = _search(
-        count, small, value_ptr, id_ptr, logits_ptr, temperature, top, cut, last, target,
+        count, value_ptr, id_ptr, top, cut, last, target,
         MASS, BITS, BLOCK,
     )  # fmt: skip
     above = target * 0  # weight, mass and number of those above and equal
@@ -480,9 +519,7 @@ def _cut(
     equal_mass = target * 0
     equals = (target * 0).to(tl.int32)
     for start in range(0, count, BLOCK):
-        x, token, inside = _load_block(
-            start, count, small, value_ptr, id_ptr, logits_ptr, temperature, BLOCK
-        )
+        x, token, inside = _load_list(start, count, value_ptr, id_ptr, BLOCK)
         key = _rising(x)
         inside = inside & _inside(key, token, cut, last)
         weight = tl.where(inside, _weight(x, top), 0)
@@ -499,7 +536,7 @@ def _cut(
     end = more * 0 + vocab - 1
     if more < equals:
         end = _last_equal(
-            count, small, value_ptr, id_ptr, logits_ptr, temperature, cut, last, prefix, more,
+            count, value_ptr, id_ptr, cut, last, prefix, more,
             vocab, BLOCK,
         )  # fmt: skip
     last = tl.where(prefix == cut, tl.minimum(last, end), end)
@@ -508,16 +545,14 @@ def _cut(
 
 @triton.jit
 def _draw_inside(
-    count, small, value_ptr, id_ptr, logits_ptr, temperature, top, cut, last, min_p, position,
-    sample, low, high, BLOCK: tl.constexpr,
+    count, value_ptr, id_ptr, top, cut, last, min_p, position, sample,
+    low, high, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The token with the best score inside (cut, last) with at least min_p of the largest share"""
     best = top * 0.0 + LOWEST
     chosen = count * 0
     for start in range(0, count, BLOCK):
-        x, token, inside = _load_block(
-            start, count, small, value_ptr, id_ptr, logits_ptr, temperature, BLOCK
-        )
+        x, token, inside = _load_list(start, count, value_ptr, id_ptr, BLOCK)
         kept = inside & _inside(_rising(x), token, cut, last) & (tl.exp(x - top) >= min_p)
         four = _philox((token // 4).to(tl.uint32), position, sample, low, high)
         odd = token % 2 == 1
@@ -534,53 +569,55 @@ def _draw_inside(
 
 @triton.jit
 def finish(
-    score_ptr, token_ptr, out_ptr, logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr,
-    seed_ptr, sample_ptr, position_ptr, stat_ptr, count_ptr, value_ptr, id_ptr,
-    vocab, segments, stride_logits, stride_row, stride_seed,
+    score_ptr, token_ptr, out_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr,
+    sample_ptr, position_ptr, stat_ptr, count_ptr, value_ptr, id_ptr,
+    vocab, segments, stride_row, stride_seed,
     FILTERED: tl.constexpr, SEGMENTS_PAD: tl.constexpr, CAP: tl.constexpr, BITS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Programs (N): the tokens i32[N], from the best of each segment or from the candidates"""
+    """Programs (N): the tokens i32[N], from the best of each segment or from the candidates; not
+    of rows with more of them than the list holds, which `wide` draws"""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     narrow = False
     if FILTERED:
-        temperature, counts, shares, _floors, narrow = _filters(
+        _, counts, shares, _floors, narrow = _filters(
             temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, row * stride_row, vocab
         )
     if narrow:
         if FILTERED:
-            top = tl.load(stat_ptr + row * 4 + 1)
-            mass = tl.load(stat_ptr + row * 4 + 2).to(tl.float64) * UNIT
-            count = tl.load(count_ptr + row)
-            small = count <= CAP
-            count = tl.where(small, count, vocab)
-            values = value_ptr + row * CAP
-            ids = id_ptr + row * CAP
-            base = logits_ptr + row * stride_logits
-            cut = (count * 0).to(tl.uint32)
-            last = count * 0 + NO_ID
-            exact = (count * 0).to(tl.int64)
-            if counts:
-                cut, last, exact = _cut(
-                    count, small, values, ids, base, temperature, top, cut, last,
-                    tl.load(top_k_ptr + row * stride_row).to(tl.int64), vocab,
-                    False, BITS, BLOCK,
+            count = tl.load(count_ptr + row * COUNTS)
+            if count <= CAP:
+                top = tl.load(stat_ptr + row * 4 + 1)
+                mass = tl.load(stat_ptr + row * 4 + 2).to(tl.float64) * UNIT
+                values = value_ptr + row * CAP
+                ids = id_ptr + row * CAP
+                cut = (count * 0).to(tl.uint32)
+                last = count * 0 + NO_ID
+                exact = (count * 0).to(tl.int64)
+                if counts:
+                    cut, last, exact = _cut(
+                        count, values, ids, top, cut, last,
+                        tl.load(top_k_ptr + row * stride_row).to(tl.int64), vocab,
+                        False, BITS, BLOCK,
+                    )  # fmt: skip
+                    mass = exact.to(tl.float64)
+                if shares:
+                    p = tl.load(top_p_ptr + row * stride_row).to(tl.float64)
+                    cut, last, exact = _cut(
+                        count, values, ids, top, cut, last,
+                        tl.maximum(tl.ceil(p * mass).to(tl.int64), 1), vocab, True, BITS, BLOCK,
+                    )  # fmt: skip
+                low, high, sample, position = _address(
+                    seed_ptr, sample_ptr, position_ptr, row, stride_seed, stride_row
+                )
+                chosen = _draw_inside(
+                    count, values, ids, top, cut, last,
+                    tl.load(min_p_ptr + row * stride_row), position, sample, low, high, BLOCK,
                 )  # fmt: skip
-                mass = exact.to(tl.float64)
-            if shares:
-                p = tl.load(top_p_ptr + row * stride_row).to(tl.float64)
-                cut, last, exact = _cut(
-                    count, small, values, ids, base, temperature, top, cut, last,
-                    tl.maximum(tl.ceil(p * mass).to(tl.int64), 1), vocab, True, BITS, BLOCK,
-                )  # fmt: skip
-            low, high, sample, position = _address(
-                seed_ptr, sample_ptr, position_ptr, row, stride_seed, stride_row
-            )
-            chosen = _draw_inside(
-                count, small, values, ids, base, temperature, top, cut, last,
-                tl.load(min_p_ptr + row * stride_row), position, sample, low, high, BLOCK,
-            )  # fmt: skip
-            tl.store(out_ptr + row, tl.minimum(chosen, vocab - 1))
+                tl.store(out_ptr + row, tl.minimum(chosen, vocab - 1))
     else:
         segment = tl.arange(0, SEGMENTS_PAD)
         inside = segment < segments
@@ -595,10 +632,13 @@ def logprobs(
     logits_ptr, own_ptr, peak_ptr, sum_ptr, above_ptr, count_ptr, value_ptr, id_ptr,
     logprob_ptr, rank_ptr, top_id_ptr, top_logprob_ptr, vocab, segments, stride_logits,
     TOP: tl.constexpr, GROUPS: tl.constexpr, SEGMENTS_PAD: tl.constexpr, CAP: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Programs (N): logprob f32[N] and rank i32[N] of the token own[N], and the TOP most likely
     i32[N, TOP] with their logprobs, one after the other from the candidates"""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     top, mass = _row_mass(peak_ptr, sum_ptr, row, segments, GROUPS, SEGMENTS_PAD)
     log_mass = tl.log(mass)
@@ -609,7 +649,7 @@ def logprobs(
     tl.store(logprob_ptr + row, (own - top) - log_mass)
     tl.store(rank_ptr + row, tl.sum(above, 0) + 1)
     if TOP > 0:
-        count = tl.load(count_ptr + row)
+        count = tl.load(count_ptr + row * COUNTS)
         small = (count <= CAP) & (count >= TOP)  # tokens at -inf are not listed, but come last
         count = tl.where(small, count, vocab)
         before = (count * 0).to(tl.int64) + 0x7FFFFFFFFFFFFFFF
@@ -617,8 +657,7 @@ def logprobs(
             best = before * 0 - 0x7FFFFFFFFFFFFFFF
             for start in range(0, count, BLOCK):
                 x, token, inside_block = _load_block(
-                    start, count, small, value_ptr + row * CAP, id_ptr + row * CAP, base, 1.0,
-                    BLOCK,
+                    start, count, small, value_ptr + row * CAP, id_ptr + row * CAP, base, BLOCK
                 )  # fmt: skip
                 rising = _rising(x).to(tl.int64) - 0x80000000
                 pair = (rising << 32) + (NO_ID - token)
@@ -637,8 +676,12 @@ def logprobs(
 @triton.jit
 def embed(
     id_ptr, weight_ptr, out_ptr, width, stride_weight, SCALE: tl.constexpr, BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """ids i32[T], weight [V, d] -> [T, d] * SCALE (rounded to the type); programs (T, columns)"""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = at < width

@@ -23,18 +23,20 @@ class SamplingSpec:
 
 
 def sampling_filter(spec: SamplingSpec, ctx: BuildContext) -> Bound:
-    """run(logits f32[N, V], *, counts, in_prompt, repetition, frequency, presence, bias, banned,
-    bitmask) -> f32[N, V]
+    """run(logits f32[N, V], *, rows, counts, in_prompt, repetition, frequency, presence, bias,
+    banned, bitmask) -> f32[N, V]
 
-    counts i32[N, V] (how often each token was output), in_prompt bool[N, V] and the penalties
-    f32[N] come together or not at all; bias f32[N, V]; banned i32[N, K] token ids to mask, V for
-    none; bitmask i32[N, ceil(V / 32)] keeps the tokens whose bit is set. Each may be None.
+    counts i32[R, V] (how often each token was output) and in_prompt bool[R, V] are tables, and the
+    penalties f32[N] come with them or not at all; bias f32[R, V] is a table, too. With a table
+    comes rows i32[N], its rows that are those of the logits. banned i32[N, K] token ids to mask, V
+    for none; bitmask i32[N, ceil(V / 32)] keeps the tokens whose bit is set. Each may be None.
     """
     import torch
 
     def run(
         logits: "Tensor",
         *,
+        rows: "Tensor | None" = None,
         counts: "Tensor | None" = None,
         in_prompt: "Tensor | None" = None,
         repetition: "Tensor | None" = None,
@@ -47,12 +49,13 @@ def sampling_filter(spec: SamplingSpec, ctx: BuildContext) -> Bound:
         if counts is not None:
             assert in_prompt is not None and repetition is not None
             assert frequency is not None and presence is not None
+            counts, in_prompt = rows_of(counts, rows), rows_of(in_prompt, rows)
             factor = repetition.unsqueeze(1).where((counts > 0) | in_prompt, 1.0)
             logits = torch.where(logits > 0, logits / factor, logits * factor)
             logits = logits - frequency.unsqueeze(1) * counts
             logits = logits - presence.unsqueeze(1) * (counts > 0)
         if bias is not None:
-            logits = logits + bias
+            logits = logits + rows_of(bias, rows)
         if banned is not None:
             wide = torch.cat([logits, logits[:, :1]], dim=1)
             logits = wide.scatter(1, banned.long(), -torch.inf)[:, :-1]
@@ -63,6 +66,12 @@ def sampling_filter(spec: SamplingSpec, ctx: BuildContext) -> Bound:
         return logits
 
     return Bound(run=run)
+
+
+def rows_of(table: "Tensor", rows: "Tensor | None") -> "Tensor":
+    """[R, V], i32[N] -> [N, V]"""
+    assert rows is not None
+    return table.index_select(0, rows)
 
 
 def sampling_draw(spec: SamplingSpec, ctx: BuildContext) -> Bound:
@@ -182,9 +191,12 @@ def _filter_inputs(spec: SamplingSpec, seed: int) -> dict[str, Any]:
         return torch.randint(high, shape, generator=generator, dtype=torch.int32)
 
     made: dict[str, Any] = {"logits": _logits(spec, seed)}
+    table = 7
+    if chosen[0] or chosen[1]:
+        made["rows"] = torch.randperm(table, generator=generator)[:5].int()
     if chosen[0]:
-        made["counts"] = (draw(30, 5, spec.vocab) - 26).clamp(min=0)
-        made["in_prompt"] = draw(9, 5, spec.vocab) == 0
+        made["counts"] = (draw(30, table, spec.vocab) - 26).clamp(min=0)
+        made["in_prompt"] = draw(9, table, spec.vocab) == 0
         for name, values in (
             ("repetition", (1.0, 1.3, 0.7)),
             ("frequency", (0.0, 0.5, -1.5)),
@@ -192,8 +204,8 @@ def _filter_inputs(spec: SamplingSpec, seed: int) -> dict[str, Any]:
         ):
             made[name] = torch.tensor(values)[draw(3, 5).long()]
     if chosen[1]:
-        noise = torch.randn(5, spec.vocab, generator=generator)
-        made["bias"] = noise * (draw(20, 5, spec.vocab) == 0)
+        noise = torch.randn(table, spec.vocab, generator=generator)
+        made["bias"] = noise * (draw(20, table, spec.vocab) == 0)
     if chosen[2]:
         made["banned"] = draw(spec.vocab + 1, 5, 7)
     if chosen[3]:
