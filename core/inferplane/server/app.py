@@ -15,8 +15,8 @@ from starlette.routing import Route
 from inferplane.config import Config
 from inferplane.errors import EngineDeadError, RequestError
 from inferplane.generation import Generator, sampling_defaults
-from inferplane.server import system
-from inferplane.server.auth import ApiKey, Auth
+from inferplane.server import control, system
+from inferplane.server.auth import ApiKey, Auth, check_admin, is_loopback
 from inferplane.server.boundary import Boundary
 from inferplane.server.chat import chat
 from inferplane.server.completions import completions
@@ -31,10 +31,12 @@ Handler = Callable[[Service, Request], Awaitable[Response]]
 
 
 class Access(enum.Enum):
-    """Who may call an endpoint: anybody, or who has the key (if one is set)."""
+    """Who may call an endpoint: anybody, who has the key (if one is set), or only programs on this
+    machine, of a server that has no key and listens on a loopback address."""
 
     OPEN = "open"
     KEY = "key"
+    ADMIN = "admin"
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,12 @@ ENDPOINTS = (
     Endpoint("/v1/chat/completions", "POST", chat, Access.KEY),
     Endpoint("/v1/completions", "POST", completions, Access.KEY),
     Endpoint("/generate", "POST", generate, Access.KEY),
+    Endpoint("/abort_request", "POST", control.abort_request, Access.KEY),
+    Endpoint("/flush_cache", "POST", control.flush_cache, Access.ADMIN),
+    Endpoint("/model_info", "GET", control.model_info, Access.KEY),
+    Endpoint("/get_model_info", "GET", control.model_info, Access.KEY),
+    Endpoint("/server_info", "GET", control.server_info, Access.KEY),
+    Endpoint("/get_server_info", "GET", control.server_info, Access.KEY),
     Endpoint("/tokenize", "POST", system.tokenize, Access.KEY),
     Endpoint("/detokenize", "POST", system.detokenize, Access.KEY),
 )
@@ -77,6 +85,7 @@ def create_app(
     """
     service = Service(
         client=client,
+        config=config,
         generator=Generator(client, tokenizer, eos_ids=eos_ids),
         names=tuple(dict.fromkeys([config.served_model_name or config.model, config.model])),
         defaults=sampling_defaults(generation_config or {}),
@@ -84,14 +93,15 @@ def create_app(
     )
     table = tuple(endpoints)
     open_paths = frozenset(e.path for e in table if e.access is Access.OPEN)
-    paths = frozenset(e.path for e in table)
+    paths = tuple(dict.fromkeys(e.path for e in table))
+    admin = key is None and is_loopback(config.host)
     app = FastAPI(
         title="inferplane",
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
-        routes=[Route(e.path, _bind(service, e.handler), methods=[e.method]) for e in table],
+        routes=[Route(e.path, _bind(service, e, admin), methods=[e.method]) for e in table],
         middleware=[
             Middleware(Boundary, metrics=service.metrics, paths=paths),
             Middleware(Auth, key=key, open_paths=open_paths),
@@ -107,8 +117,12 @@ def create_app(
     return app
 
 
-def _bind(service: Service, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
-    async def endpoint(request: Request) -> Response:
-        return await handler(service, request)
+def _bind(
+    service: Service, endpoint: Endpoint, admin: bool
+) -> Callable[[Request], Awaitable[Response]]:
+    async def handle(request: Request) -> Response:
+        if endpoint.access is Access.ADMIN:
+            check_admin(admin, request)
+        return await endpoint.handler(service, request)
 
-    return endpoint
+    return handle

@@ -6,8 +6,10 @@ set elsewhere.
 
 import hashlib
 import hmac
+import ipaddress
 from pathlib import Path
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from inferplane import env
@@ -49,6 +51,29 @@ def load_key(config: Config) -> ApiKey | None:
         if not key:
             raise ConfigError(f"--api-key-file {config.api_key_file} is empty: put the key in it")
     return None if key is None else ApiKey(key)
+
+
+def is_loopback(host: str) -> bool:
+    """True for an address that only programs on this machine can reach."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_admin(local: bool, request: Request) -> None:
+    """Refuses operators' endpoints unless the server is `local`: loopback only, and no key, which
+    would mean that it has users. A page in a browser on this machine is no operator either: its
+    requests have an Origin."""
+    if not local or "origin" in request.headers:
+        raise RequestError(
+            "This endpoint is for the operator: it answers programs on the same machine, if the "
+            "server listens on a loopback address (--host 127.0.0.1) and has no API key.",
+            code="operator_only",
+            status=403,
+        )
 
 
 class Auth:

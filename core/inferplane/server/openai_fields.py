@@ -11,6 +11,8 @@ from inferplane.server.sampling import SamplingFields
 PRIORITY_LIMIT = 2**31 - 1
 
 ShortText = Annotated[str, Field(max_length=512)]
+RequestId = Annotated[str, Field(pattern=r"\A[A-Za-z0-9._-]{1,64}\z")]
+"""what a client calls its request, for /abort_request"""
 UNSUPPORTED = ("response_format", "guided_json", "guided_regex", "guided_choice")
 
 

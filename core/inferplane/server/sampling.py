@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from pydantic import BeforeValidator, Field
@@ -13,11 +13,21 @@ from inferplane.server.body import Schema
 
 MAX_ITEMS = 1024
 
+Item = TypeVar("Item")
+
 
 def _one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _many(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+OneOrMany = Annotated[
+    list[Item], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True), BeforeValidator(_many)
+]
+"""a value for all prompts, or a list with one for each"""
 Strings = Annotated[
     list[str], Field(max_length=MAX_ITEMS, fail_fast=True), BeforeValidator(_one_or_many)
 ]

@@ -148,15 +148,20 @@ COMPLETION_FIELDS: dict[str, list[Any]] = {
 NATIVE_FIELDS: dict[str, list[Any]] = {
     "stream": NOT_BOOL,
     "return_logprob": NOT_BOOL,
-    "logprob_start_len": [*NOT_INT, -2],
-    "top_logprobs_num": [*NOT_INT, -1, 21],
-    "rid": [1, "", "a b", "x" * 65, "a\n", "\u00e9"],
+    "logprob_start_len": ["1", True, [], [1, 2], ["1"], {}, 1.5, -2],
+    "top_logprobs_num": ["1", True, [], [1, 2], ["1"], {}, 1.5, -1, 21],
+    "rid": [1, "", "a b", "x" * 65, "a\n", "\u00e9", ["a", "b"], []],
     "sampling_params": [1, "x", [1], [{}, {}]],
     "image_data": ["x"],
     "lora_path": ["x"],
     "input_embeds": [[[0.1]]],
     "session_params": [{"id": 1}],
     "bootstrap_host": ["10.0.0.1"],
+    "incremental_streaming_output": NOT_BOOL,
+    "return_prompt_token_ids": NOT_BOOL,
+    "token_ids_logprob": [[1], 1],
+    "return_entropy": [True],
+    "kv_hints": [{}],
     "temperature": [1],
 }
 
