@@ -115,19 +115,29 @@ class Usage:
     def __init__(self, samples: Sequence[Sample]) -> None:
         first = [sample for sample in samples if sample.submit.sample_index == 0]
         self._first = {sample.index for sample in first}
-        self._prompt = sum(len(sample.submit.prompt) for sample in first)
         self._cached: dict[int, int] = {}
-        self._output = 0
+        self.prompt = sum(len(sample.submit.prompt) for sample in first)
+        self.output = 0
+        self.reasoning: int | None = None
+        """how many tokens of the output were reasoning; None where nobody tells them apart"""
+
+    @property
+    def cached(self) -> int:
+        return sum(self._cached.values())
 
     def add(self, index: int, part: Delta | Completion) -> None:
-        self._output += len(part.tokens)
+        self.output += len(part.tokens)
         if index in self._first:
             self._cached[index] = part.cached_tokens
 
     def body(self) -> dict[str, Any]:
-        return {
-            "prompt_tokens": self._prompt,
-            "completion_tokens": self._output,
-            "total_tokens": self._prompt + self._output,
-            "prompt_tokens_details": {"cached_tokens": sum(self._cached.values())},
+        """The usage object of OpenAI's chat and text completions."""
+        result: dict[str, Any] = {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.output,
+            "total_tokens": self.prompt + self.output,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
         }
+        if self.reasoning is not None:
+            result["completion_tokens_details"] = {"reasoning_tokens": self.reasoning}
+        return result

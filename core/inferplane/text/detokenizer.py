@@ -21,10 +21,12 @@ class Detokenizer:
         *,
         stop: Sequence[str] = (),
         skip_special_tokens: bool = True,
+        shown: frozenset[int] = frozenset(),
         include_stop: bool = False,
     ) -> None:
+        """`shown` are special tokens that the text has in any case, for a parser to see."""
         self._tokenizer = tokenizer
-        self._skip = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
+        self._skip = tokenizer.special_ids - shown if skip_special_tokens else frozenset[int]()
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
         self._strip = tokenizer.strip_start
         self._include_stop = include_stop
