@@ -15,7 +15,7 @@ from starlette.routing import Route
 from inferplane.config import Config
 from inferplane.errors import EngineDeadError, RequestError
 from inferplane.generation import Generator, sampling_defaults
-from inferplane.server import control, system
+from inferplane.server import control, scoring, system
 from inferplane.server.auth import ApiKey, Auth, check_admin, is_loopback
 from inferplane.server.boundary import Boundary
 from inferplane.server.chat import chat
@@ -56,6 +56,9 @@ ENDPOINTS = (
     Endpoint("/v1/models/{model:path}", "GET", system.model, Access.KEY),
     Endpoint("/v1/chat/completions", "POST", chat, Access.KEY),
     Endpoint("/v1/completions", "POST", completions, Access.KEY),
+    Endpoint("/v1/embeddings", "POST", scoring.embeddings, Access.KEY),
+    Endpoint("/v1/rerank", "POST", scoring.rerank, Access.KEY),
+    Endpoint("/v1/score", "POST", scoring.score, Access.KEY),
     Endpoint("/generate", "POST", generate, Access.KEY),
     Endpoint("/abort_request", "POST", control.abort_request, Access.KEY),
     Endpoint("/flush_cache", "POST", control.flush_cache, Access.ADMIN),
