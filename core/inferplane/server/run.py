@@ -80,7 +80,7 @@ def serve(
             starting = asyncio.create_task(client.start(say))
             await asyncio.sleep(0)  # lets the engine process start before we read the vocabulary
             try:
-                app = await _application(config, source, client, key)
+                app = await application(config, source, client, key)
                 return await Running(config, client, listener, app, say).until_signal(starting)
             finally:
                 starting.cancel()
@@ -90,9 +90,10 @@ def serve(
         return _run_loop(run)
 
 
-async def _application(
+async def application(
     config: Config, source: ModelSource, client: ProcessClient, key: ApiKey | None
 ) -> FastAPI:
+    """The application for a model; its vocabulary is read in a thread."""
     loop = asyncio.get_running_loop()
     tokenizer = await loop.run_in_executor(None, source.tokenizer, config.chat_template)
     return create_app(

@@ -13,7 +13,7 @@ from inferplane.config import Config, flag, settings
 from inferplane.errors import ConfigError
 from inferplane.sampling_params import SamplingParams
 
-WITH_SETTINGS = ("serve", "chat", "generate", "bench", "explain")
+WITH_SETTINGS = ("serve", "chat", "generate", "batch", "bench", "explain")
 FIELDS = [item for item in settings() if item.name != "model"]
 NOT_ON_THE_COMMAND_LINE = {"logit_bias", "skip_special_tokens", "include_stop_str_in_output"}
 
