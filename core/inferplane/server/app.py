@@ -24,6 +24,7 @@ from inferplane.server.errors import handle
 from inferplane.server.limits import Limits
 from inferplane.server.metrics import Metrics
 from inferplane.server.native import generate
+from inferplane.server.responses import endpoints as responses
 from inferplane.server.service import ServerClient, Service
 from inferplane.text.tokenizer import Tokenizer
 
@@ -56,6 +57,11 @@ ENDPOINTS = (
     Endpoint("/v1/models/{model:path}", "GET", system.model, Access.KEY),
     Endpoint("/v1/chat/completions", "POST", chat, Access.KEY),
     Endpoint("/v1/completions", "POST", completions, Access.KEY),
+    Endpoint("/v1/responses", "POST", responses.create, Access.KEY),
+    Endpoint("/v1/responses/{response_id}", "GET", responses.retrieve, Access.KEY),
+    Endpoint("/v1/responses/{response_id}", "DELETE", responses.delete, Access.KEY),
+    Endpoint("/v1/responses/{response_id}/cancel", "POST", responses.cancel, Access.KEY),
+    Endpoint("/v1/responses/{response_id}/input_items", "GET", responses.input_items, Access.KEY),
     Endpoint("/v1/embeddings", "POST", scoring.embeddings, Access.KEY),
     Endpoint("/v1/rerank", "POST", scoring.rerank, Access.KEY),
     Endpoint("/v1/score", "POST", scoring.score, Access.KEY),

@@ -16,6 +16,7 @@ from inferplane.generation import Completion, Delta, EngineClient, Generator, Sa
 from inferplane.messages import Stats
 from inferplane.server.metrics import Metrics
 from inferplane.server.open_requests import OpenRequests, Owner
+from inferplane.server.responses.store import ResponseStore
 from inferplane.server.streaming import while_connected
 
 MAX_ECHOED_NAME = 100
@@ -45,6 +46,7 @@ class Service:
     clock: Callable[[], float] = time.monotonic
     started: int = field(default_factory=lambda: int(time.time()))
     open_requests: OpenRequests = field(default_factory=OpenRequests)
+    responses: ResponseStore = field(default_factory=ResponseStore)
 
     def check_model(self, name: str | None) -> None:
         if name is not None and name not in self.names and name != "default":
