@@ -14,6 +14,7 @@ class Client:
     output: list[int] = field(default_factory=list)
     unheard: list[int] = field(default_factory=list)  # end of `output` that was not sampled
     heard: bool = False
+    miscounted: bool = False  # the device's penalty counts lack an extension
     admitted: bool = False
     cached_tokens: int = 0
 

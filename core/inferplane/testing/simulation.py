@@ -204,6 +204,7 @@ class Simulation:
         tokens = [self.rng.randrange(VOCAB_SIZE) for _ in range(self.rng.randint(1, 9))]
         self.note("extend", [request_id, *tokens])
         output = self.scheduler.extend(request_id, tokens)
+        client.miscounted = client.submit.params.has_penalties
         for token in tokens:
             client.unheard.append(token)
             reason = client.push(token, self.scenario.max_model_len)
@@ -262,6 +263,7 @@ class Simulation:
         clients = [self.rows[row] for row in plan.rows]
         for client, start, count in zip(clients, plan.starts, plan.q_lens, strict=True):
             require(client.submit.request_id in self.open, "a ghost is scheduled:", client.submit)
+            require(not client.miscounted, "penalties lack an extension:", client.submit)
             longest = min(len(client.submit.prompt) + client.submit.max_tokens, s.max_model_len)
             require(start + count < longest, "computes what nobody needs:", client.submit)
         return clients
@@ -271,6 +273,7 @@ class Simulation:
         known = submit.prompt + client.output
         counted = known if submit.params.has_penalties else []
         require(init.tokens == counted, "penalties count wrong tokens:", init)
+        client.miscounted = False
         require(init.prompt_len == len(submit.prompt), "wrong prompt_len:", init)
         require(init.min_len == init.prompt_len + submit.params.min_tokens, "min_len:", init)
         require(init.stop_ids == sorted(submit.stop_ids), "wrong stop ids:", init)
