@@ -39,7 +39,7 @@ class Flight:
     """A plan whose result is still to come, and whom the parts of the result belong to."""
 
     requests: list[Request]
-    sampled: list[Request]
+    sampled: list[Request | None]  # None: the sample is not wanted
     scored: list[tuple[Request, int]]  # and the position of the first target's predecessor
 
 
@@ -155,35 +155,57 @@ class Scheduler:
                 request.scored = max(request.scored, start + len(scores))
         outputs: list[Output] = []
         for index, request in enumerate(flight.sampled):
-            if request.ended:
-                continue  # the token in flight when it stopped or was aborted
+            if request is None or request.ended:
+                continue  # the token in flight when it was extended, stopped or aborted
             token = result.tokens[index]
-            request.tokens.append(token)
-            self._stats.output_tokens += 1
-            output_len = len(request.tokens) - request.prompt_len
-            reason = None
-            if token in request.stop_ids and output_len >= request.params.min_tokens:
-                reason = "stop"
-            elif len(request.tokens) >= request.limit:
-                reason = "length"
-            if reason is None:
-                output = Output(
-                    request_id=request.request_id, cached_tokens=request.cached_tokens or 0
-                )
-            else:
-                self._stats.finished += 1
-                output = self._end(request, reason)
-            output.tokens = [token]
-            if reason == "stop":
-                output.stop_token = token
+            first = request.reported == request.prompt_len
+            output = self._report(request, self._append(request, token))
             if request.params.logprobs is not None:
                 scored = result.logprobs[index]
                 assert scored is not None, f"step {plan.step} lacks logprobs {index}"
                 output.logprobs = [TokenLogprobs(token, *scored)]
-            if output_len == 1:
+            if first:
                 output.prompt_logprobs = request.prompt_logprobs
             outputs.append(output)
         return outputs
+
+    def sampling(self, plan: StepPlan) -> list[str | None]:
+        """Whose tokens the plan's samples are, by request id; None where nobody wants it."""
+        flight = self._flights.get(plan.step)
+        sampled = flight.sampled if flight else [None] * len(plan.sample)
+        return [None if r is None or r.ended else r.request_id for r in sampled]
+
+    def extend(self, request_id: str, tokens: Sequence[int]) -> Output | None:
+        """Append output tokens that need no sampling: the request computes them as it does a
+        prompt. A sample of it that is in flight is dropped; there may be one, whose input then is
+        the last known token. They are reported with its next sample, or with the Output returned
+        here if one of them ends the request. Not for logprobs, which only samples have."""
+        request = self._requests.get(request_id)
+        if request is None:
+            return None
+        assert request.pending <= 1, f"{request_id} has {request.pending} samples in flight"
+        for flight in self._flights.values():
+            flight.sampled = [None if other is request else other for other in flight.sampled]
+        request.decoding, request.need = False, None
+        request.recount = request.params.has_penalties
+        for token in tokens:
+            reason = self._append(request, token)
+            if reason is not None:
+                return self._report(request, reason)
+        request.length = len(request.tokens)
+        return None
+
+    def end(self, request_id: str, error: str | None = None) -> Output | None:
+        """End the request as complete, or with an error of its own. None: there is no such."""
+        request = self._requests.get(request_id)
+        if request is None:
+            return None
+        if error is None:
+            return self._report(request, "stop")
+        self._stats.failed += 1
+        output = self._end(request, "error")
+        output.error = error
+        return output
 
     def fail(self, plan: StepPlan, message: str) -> list[Output]:
         """A step failed: what it and later ones wrote is unknown. Ends every request that runs or
@@ -201,6 +223,29 @@ class Scheduler:
                 outputs.append(output)
         self._memory.flush()
         return outputs
+
+    def _append(self, request: Request, token: int) -> str | None:
+        """One more token of output. Returns why the request ends with it, if it does."""
+        request.tokens.append(token)
+        self._stats.output_tokens += 1
+        output_len = len(request.tokens) - request.prompt_len
+        if token in request.stop_ids and output_len >= request.params.min_tokens:
+            return "stop"
+        return "length" if len(request.tokens) >= request.limit else None
+
+    def _report(self, request: Request, reason: str | None) -> Output:
+        """What has come since the last report."""
+        if reason is None:
+            cached = request.cached_tokens or 0
+            output = Output(request_id=request.request_id, cached_tokens=cached)
+        else:
+            self._stats.finished += 1
+            output = self._end(request, reason)
+        output.tokens = request.tokens[request.reported :].tolist()
+        request.reported = len(request.tokens)
+        if reason == "stop" and output.tokens and output.tokens[-1] in request.stop_ids:
+            output.stop_token = output.tokens[-1]
+        return output
 
     def flush_cache(self) -> None:
         """Drop every cached page that no running request uses."""
@@ -278,6 +323,7 @@ class Scheduler:
         if not self._memory.attach(request, self._free_rows[-1], reserve, self._step):
             return False
         self._free_rows.pop()
+        request.recount = False
         self._init.append(request.row_init())
         if request.cached_tokens is None:
             request.cached_tokens = request.computed
@@ -297,6 +343,9 @@ class Scheduler:
 
     def _advance(self, request: Request, count: int) -> None:
         """Count a chunk of prefill as computed; the last one samples."""
+        if request.recount:
+            request.recount = False
+            self._init.append(request.row_init())
         settled = request.computed
         request.computed += count
         if request.computed == request.length:
