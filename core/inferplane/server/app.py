@@ -16,14 +16,16 @@ from inferplane.config import Config
 from inferplane.errors import EngineDeadError, RequestError
 from inferplane.generation import Generator, sampling_defaults
 from inferplane.server import control, scoring, system
+from inferplane.server.anthropic import endpoints as anthropic
 from inferplane.server.auth import ApiKey, Auth, check_admin, is_loopback
 from inferplane.server.boundary import Boundary
 from inferplane.server.chat import chat
 from inferplane.server.completions import completions
-from inferplane.server.errors import handle
+from inferplane.server.errors import ANTHROPIC, OLLAMA, OPENAI, handle
 from inferplane.server.limits import Limits
 from inferplane.server.metrics import Metrics
 from inferplane.server.native import generate
+from inferplane.server.ollama import endpoints as ollama
 from inferplane.server.responses import endpoints as responses
 from inferplane.server.service import ServerClient, Service
 from inferplane.text.tokenizer import Tokenizer
@@ -46,6 +48,8 @@ class Endpoint:
     method: str
     handler: Handler
     access: Access
+    protocol: str = OPENAI
+    """whose error format it answers in"""
 
 
 ENDPOINTS = (
@@ -65,6 +69,13 @@ ENDPOINTS = (
     Endpoint("/v1/embeddings", "POST", scoring.embeddings, Access.KEY),
     Endpoint("/v1/rerank", "POST", scoring.rerank, Access.KEY),
     Endpoint("/v1/score", "POST", scoring.score, Access.KEY),
+    Endpoint("/v1/messages", "POST", anthropic.messages, Access.KEY, ANTHROPIC),
+    Endpoint("/v1/messages/count_tokens", "POST", anthropic.count_tokens, Access.KEY, ANTHROPIC),
+    Endpoint("/api/chat", "POST", ollama.chat, Access.KEY, OLLAMA),
+    Endpoint("/api/generate", "POST", ollama.generate, Access.KEY, OLLAMA),
+    Endpoint("/api/tags", "GET", ollama.tags, Access.KEY, OLLAMA),
+    Endpoint("/api/show", "POST", ollama.show, Access.KEY, OLLAMA),
+    Endpoint("/api/version", "GET", ollama.version, Access.KEY, OLLAMA),
     Endpoint("/generate", "POST", generate, Access.KEY),
     Endpoint("/abort_request", "POST", control.abort_request, Access.KEY),
     Endpoint("/flush_cache", "POST", control.flush_cache, Access.ADMIN),
@@ -103,6 +114,7 @@ def create_app(
     table = tuple(endpoints)
     open_paths = frozenset(e.path for e in table if e.access is Access.OPEN)
     paths = tuple(dict.fromkeys(e.path for e in table))
+    protocols = {e.path: e.protocol for e in table if e.protocol != OPENAI}
     admin = key is None and is_loopback(config.host)
     app = FastAPI(
         title="inferplane",
@@ -112,7 +124,7 @@ def create_app(
         redirect_slashes=False,
         routes=[Route(e.path, _bind(service, e, admin), methods=[e.method]) for e in table],
         middleware=[
-            Middleware(Boundary, metrics=service.metrics, paths=paths),
+            Middleware(Boundary, metrics=service.metrics, paths=paths, protocols=protocols),
             Middleware(Auth, key=key, open_paths=open_paths),
             Middleware(Limits),
         ],

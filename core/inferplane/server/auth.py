@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from inferplane import env
 from inferplane.config import Config
 from inferplane.errors import ConfigError, RequestError
-from inferplane.server.errors import error_response
+from inferplane.server.errors import ANTHROPIC, error_response
 
 
 class ApiKey:
@@ -77,7 +77,8 @@ def check_admin(local: bool, request: Request) -> None:
 
 
 class Auth:
-    """Answers 401 to whatever lacks the key. Without a key everything is let through."""
+    """Answers 401 to whatever lacks the key. Without a key everything is let through. Anthropic's
+    endpoints take the key in x-api-key too, as its clients send it."""
 
     def __init__(self, app: ASGIApp, key: ApiKey | None, open_paths: frozenset[str]) -> None:
         self._app = app
@@ -91,7 +92,7 @@ class Auth:
             or (scope["type"] == "http" and scope["path"] in self._open_paths)
         ):
             await self._app(scope, receive, send)
-        elif self._authorized(self._key, scope["headers"]):
+        elif self._authorized(self._key, scope):
             scope.setdefault("state", {})["tenant"] = self._key.tenant
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
@@ -100,13 +101,17 @@ class Auth:
                 code="invalid_api_key",
                 status=401,
             )
-            await error_response(refusal)(scope, receive, send)
+            await error_response(refusal, scope)(scope, receive, send)
         else:
             await send({"type": "websocket.close", "code": 1008})
 
     @staticmethod
-    def _authorized(key: ApiKey, headers: list[tuple[bytes, bytes]]) -> bool:
+    def _authorized(key: ApiKey, scope: Scope) -> bool:
+        headers = scope["headers"]
         values = [value for name, value in headers if name.lower() == b"authorization"]
+        if not values and scope.get("state", {}).get("protocol") == ANTHROPIC:
+            keys = [value for name, value in headers if name.lower() == b"x-api-key"]
+            return len(keys) == 1 and key.matches(keys[0])
         scheme, _, token = values[0].partition(b" ") if values else (b"", b"", b"")
         matches = key.matches(token)
         return matches and scheme.lower() == b"bearer" and len(values) == 1

@@ -4,7 +4,7 @@ server lives on, and the request is counted. Pure ASGI.
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
@@ -20,11 +20,15 @@ log = logging.getLogger(__name__)
 
 
 class Boundary:
-    """`paths` are the registered ones; any other is "other" in the metrics and the log."""
+    """`paths` are the registered ones; any other is "other" in the metrics and the log.
+    `protocols` has those whose errors are not in OpenAI's format."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Sequence[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, paths: Sequence[str], protocols: Mapping[str, str]
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._protocols = protocols
         self._paths = frozenset(path for path in paths if "{" not in path)
         self._patterns = [compile_path(path)[:2] for path in paths if "{" in path]
 
@@ -32,6 +36,8 @@ class Boundary:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["path"] in self._protocols:
+            scope.setdefault("state", {})["protocol"] = self._protocols[scope["path"]]
         status = 0
         extra = _request_id(scope["headers"])
 
@@ -47,7 +53,7 @@ class Boundary:
         except (ClientGone, ClientDisconnect):
             status = GONE_STATUS
         except Exception as error:
-            response = error_response(error)
+            response = error_response(error, scope)
             if not status:
                 await response(scope, receive, counted)
         finally:

@@ -2,12 +2,12 @@
 of it. Reasoning, text and each function call are an item of their own."""
 
 import copy
-import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from inferplane.messages import TokenLogprobs
 from inferplane.parsers.events import Arguments, Reasoning, Text, ToolCall
+from inferplane.server.arguments import object_of
 from inferplane.server.service import new_id
 from inferplane.server.turn import Step
 
@@ -140,16 +140,7 @@ class Output:
                     text = item["content"][0]["text"]
                     message["reasoning_content"] = message.get("reasoning_content", "") + text
                 case _:
-                    function = {"name": item["name"], "arguments": _object(item["arguments"])}
+                    function = {"name": item["name"], "arguments": object_of(item["arguments"])}
                     call = {"id": item["call_id"], "type": "function", "function": function}
                     message.setdefault("tool_calls", []).append(call)
         return message
-
-
-def _object(text: str) -> dict[str, Any]:
-    """Arguments for a template, which renders objects: nothing of a call that was cut short."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
