@@ -12,6 +12,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from inferplane.checkpoint.source import ModelSource, open_model
 from inferplane.config import Config
@@ -34,7 +35,7 @@ class HttpServer(uvicorn.Server):
     """uvicorn without its access log, which has what clients send, and without its signal
     handling, which ends the process with the signal."""
 
-    def __init__(self, app: FastAPI, drain_seconds: int = DRAIN_SECONDS) -> None:
+    def __init__(self, app: ASGIApp, drain_seconds: int = DRAIN_SECONDS) -> None:
         super().__init__(
             uvicorn.Config(
                 app,

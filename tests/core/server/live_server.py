@@ -18,6 +18,7 @@ from inferplane.server.service import Service
 from inferplane.testing.fake_engine import Behaviour, FakeEngineCore
 from inferplane.testing.inline_client import InlineClient
 from tests.core.server.byte_model import EOS, byte_tokenizer
+from tests.core.server.openai_spec import SpecCheck
 
 NAME = "tiny"
 MODEL = "byte-model"
@@ -44,7 +45,8 @@ def scripted(**more: Any) -> Behaviour:
 
 
 class LiveServer:
-    """`core` and `client` are for tests to look into; change them only through `call`."""
+    """`core` and `client` are for tests to look into; change them only through `call`. `spec`
+    checks the answers."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, core: FakeEngineCore, url: str) -> None:
         self.core = core
@@ -52,6 +54,7 @@ class LiveServer:
         self.http = httpx.Client(base_url=url, timeout=30)
         self.client: InlineClient
         self.service: Service
+        self.spec: SpecCheck
         self._loop = loop
 
     def call(self, work: Callable[[], Any]) -> Any:
@@ -100,7 +103,8 @@ def live_server(
             key=ApiKey(key) if key else None,
         )
         live.service = app.state.service
-        server = HttpServer(app, drain_seconds=1)
+        live.spec = SpecCheck(app)
+        server = HttpServer(live.spec, drain_seconds=1)
         ready.set_result(server)
         await server.serve([listener])
         await live.client.close()
@@ -117,6 +121,7 @@ def live_server(
         thread.join(30)
         loop.close()
         listener.close()
+    live.spec.verify()
 
 
 def sse(response: httpx.Response) -> list[str]:

@@ -208,7 +208,7 @@ class Job:
             "error": None,
             "incomplete_details": details,
             "output": self._output.items if ended else [],
-            "usage": usage_body(self._turn.usage) if ended else None,
+            **({"usage": usage_body(self._turn.usage)} if ended else {}),
         }
 
     def _numbered(self, kind: str, resource: dict[str, Any]) -> Event:
