@@ -15,6 +15,7 @@ from starlette.routing import Route
 from inferplane.config import Config
 from inferplane.errors import EngineDeadError, RequestError
 from inferplane.generation import Generator, sampling_defaults
+from inferplane.parsers.choose import Parsers, choose
 from inferplane.server import system
 from inferplane.server.auth import ApiKey, Auth
 from inferplane.server.boundary import Boundary
@@ -81,6 +82,7 @@ def create_app(
         names=tuple(dict.fromkeys([config.served_model_name or config.model, config.model])),
         defaults=sampling_defaults(generation_config or {}),
         metrics=Metrics(lambda: client.stats, client.ready),
+        parsers=_parsers(config, tokenizer),
     )
     table = tuple(endpoints)
     open_paths = frozenset(e.path for e in table if e.access is Access.OPEN)
@@ -105,6 +107,16 @@ def create_app(
     )
     app.state.service = service
     return app
+
+
+def _parsers(config: Config, tokenizer: Tokenizer) -> Parsers:
+    template = tokenizer.chat_template
+    return choose(
+        config.tool_call_parser,
+        config.reasoning_parser,
+        template.source if template else "",
+        {token: tokenizer.token_text(token) for token in tokenizer.special_ids},
+    )
 
 
 def _bind(service: Service, handler: Handler) -> Callable[[Request], Awaitable[Response]]:

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from inferplane.errors import RequestError
 from inferplane.generation import Completion, Delta, EngineClient, Generator, Sample
 from inferplane.messages import Stats
+from inferplane.parsers.choose import Parsers
 from inferplane.server.metrics import Metrics
 from inferplane.server.streaming import while_connected
 
@@ -37,6 +38,7 @@ class Service:
     names: tuple[str, ...]
     defaults: Mapping[str, Any]
     metrics: Metrics
+    parsers: Parsers = field(default_factory=Parsers)
     now: Callable[[], float] = time.time
     clock: Callable[[], float] = time.monotonic
     started: int = field(default_factory=lambda: int(time.time()))

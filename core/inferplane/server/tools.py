@@ -107,6 +107,18 @@ def checked_choice(where: str, choice: Any, tools: Sequence[Tool]) -> ToolChoice
     raise _invalid(where, "must be 'auto', 'required', 'none' or a function")
 
 
+def older_choice(where: str, choice: Any, functions: Sequence[Tool]) -> ToolChoice:
+    """OpenAI's older `function_call`."""
+    match choice:
+        case None:
+            return AUTO
+        case "auto" | "none":
+            return ToolChoice(choice)
+        case {"name": str(name)} if len(choice) == 1:
+            return named(where, name, functions)
+    raise _invalid(where, "must be 'auto', 'none' or {'name': ...}")
+
+
 def named(where: str, name: str, tools: Sequence[Tool]) -> ToolChoice:
     """The choice of one tool by name."""
     if name not in {tool.name for tool in tools}:
