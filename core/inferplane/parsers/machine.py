@@ -54,7 +54,7 @@ class Machine:
         self._hide = dict.fromkeys(map(ord, (special or {}).values()), "")
         self._schemas = schemas or {}
         self._separate = separate and reasoning is not None
-        self._new_id = new_id or (short_id if tools and tools.short_ids else long_id)
+        self.new_id = new_id or (short_id if tools and tools.short_ids else long_id)
         self.source = Source(special)
         self._events: list[Event] = []
         self._count = 0
@@ -196,7 +196,10 @@ class Machine:
         self._write(Text, text)
 
     def think(self, text: str) -> None:
-        self._write(Reasoning if self._separate else Text, text)
+        if self._separate:
+            self._write(Reasoning, text)
+        else:
+            self.say(text)
 
     def paragraph(self) -> None:
         """What is said next stands apart from what was said before."""
@@ -225,7 +228,7 @@ class Machine:
         self._space = ""
         self.source.recorded()
         name, id = name.translate(self._hide), id and id.translate(self._hide)
-        self._events.append(ToolCall(self._count, id or self._new_id(), name))
+        self._events.append(ToolCall(self._count, id or self.new_id(), name))
         self._count += 1
         self._bare_arguments = True
 

@@ -169,6 +169,8 @@ async def chat(service: Service, request: Request) -> Response:
     names = {"prompt": "messages"}
     if asked.max_completion_tokens is not None:
         names["max_tokens"] = "max_completion_tokens"
+    if asked.functions:
+        names |= {"tools": "functions", "tool_choice": "function_call"}
     with renamed(**names):
         ask = asked.ask(service, namespace(request, asked.cache_salt))
         turn = await begin(service, ask)

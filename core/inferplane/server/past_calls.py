@@ -94,12 +94,16 @@ def _function(where: str, function: Any) -> dict[str, Any]:
     if not isinstance(text, str):
         raise _invalid(f"{where}.arguments", "must be a string with JSON", "invalid_type")
     try:
-        arguments = json.loads(text) if text.strip() else {}
+        arguments = json.loads(text, parse_constant=_refuse) if text.strip() else {}
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
         raise _invalid(f"{where}.arguments", "must be the JSON text of an object")
     return {"name": name, "arguments": arguments}
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(word)  # NaN and Infinity are no JSON
 
 
 def _invalid(param: str, what: str, code: str = "invalid_value") -> RequestError:

@@ -121,14 +121,37 @@ OPENAI_FIELDS: dict[str, list[Any]] = {
 CHAT_FIELDS: dict[str, list[Any]] = {
     "max_completion_tokens": [*NOT_INT, -1, 513, HUGE],
     "logprobs": [*NOT_BOOL, 2],
-    "tools": [[{"type": "function", "function": {"name": "f"}}], 1, "x"],
-    "tool_choice": ["auto", "required", {"type": "function"}],
-    "functions": [[{"name": "f"}]],
-    "function_call": ["auto"],
+    "tools": [
+        [{"type": "function", "function": {"name": "f"}}],
+        1,
+        "x",
+        {},
+        [1],
+        [{}],
+        [{"type": "retrieval"}],
+        [{"type": "function"}],
+        [{"type": "function", "function": 1}],
+        [{"type": "function", "function": {}}],
+        [{"type": "function", "function": {"name": "f"}, "x": 1}],
+        [{"type": "function", "function": {"name": "f", "x": 1}}],
+        [{"type": "function", "function": {"name": ""}}],
+        [{"type": "function", "function": {"name": "a b"}}],
+        [{"type": "function", "function": {"name": "x" * 65}}],
+        [{"type": "function", "function": {"name": 1}}],
+        [{"type": "function", "function": {"name": "f", "description": 1}}],
+        [{"type": "function", "function": {"name": "f", "parameters": []}}],
+        [{"type": "function", "function": {"name": "f", "strict": "yes"}}],
+        [{"type": "function", "function": {"name": "f"}}] * 2,
+        [{"type": "function", "function": {"name": f"f{i}"}} for i in range(129)],
+    ],
+    "tool_choice": ["auto", "required", "any", 1, {"type": "function"}, {}, ["auto"]],
+    "functions": [[{"name": "f"}], 1, [1], [{}], [{"name": "a b"}]],
+    "function_call": ["auto", {"name": "f"}, 1],
+    "separate_reasoning": NOT_BOOL,
     "audio": [{"voice": "x"}],
     "modalities": [["audio"], ["text", "audio"], "text", 1],
     "prediction": [{"type": "content", "content": "x"}],
-    "reasoning_effort": ["low"],
+    "reasoning_effort": ["huge", 1, {}],
     "verbosity": ["low"],
     "web_search_options": [{"user_location": None}],
     "parallel_tool_calls": NOT_BOOL,
@@ -256,19 +279,66 @@ MESSAGE_LISTS: dict[str, tuple[Any, str]] = {
     "odd role": ([{"role": "root", "content": "x"}], "messages[0].role"),
     "role number": ([{"role": 1, "content": "x"}], "messages[0].role"),
     "role list": ([{"role": ["user"], "content": "x"}], "messages[0].role"),
-    "tool": ([{"role": "tool", "content": "x", "tool_call_id": "y"}], "messages[0].role"),
-    "function": ([{"role": "function", "name": "f", "content": "x"}], "messages[0].role"),
+    "tool": ([{"role": "tool", "content": "x", "tool_call_id": "y"}], "messages[0].tool_call_id"),
+    "tool without id": ([{"role": "tool", "content": "x"}], "messages[0].tool_call_id"),
+    "tool id number": (
+        [{"role": "tool", "content": "x", "tool_call_id": 1}],
+        "messages[0].tool_call_id",
+    ),
+    "function": ([{"role": "function", "name": "f", "content": "x"}], "messages[0].name"),
+    "user with calls": (
+        [{"role": "user", "content": "x", "tool_calls": [{"id": "1"}]}],
+        "messages[0].tool_calls",
+    ),
+    "user with result": (
+        [{"role": "user", "content": "x", "tool_call_id": "1"}],
+        "messages[0].tool_call_id",
+    ),
+    "user who reasons": (
+        [{"role": "user", "content": "x", "reasoning_content": "y"}],
+        "messages[0].reasoning_content",
+    ),
+    "reasoning number": (
+        [{"role": "assistant", "content": "x", "reasoning_content": 1}],
+        "messages[0].reasoning_content",
+    ),
+    "no content, no calls": (
+        [{"role": "assistant", "content": None, "tool_calls": []}],
+        "messages[0].content",
+    ),
     "name number": ([{"role": "user", "content": "x", "name": 1}], "messages[0].name"),
     "name long": ([{"role": "user", "content": "x", "name": "x" * 65}], "messages[0].name"),
     "unknown": ([{"role": "user", "content": "x", "zz": 1}], "messages[0].zz"),
-    "tool calls": (
-        [*MESSAGES, {"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}],
-        "messages[1].tool_calls",
-    ),
     "too many": (MESSAGES * 5000, "messages"),
     "too long": ([{"role": "user", "content": "x" * 600}], "messages"),
     "far too long": ([{"role": "user", "content": "x" * 200_000}], "messages"),
 }
+
+
+CALL: dict[str, Any] = {"id": "1", "type": "function"}
+FUNCTION = {"name": "f", "arguments": "{}"}
+PAST_CALLS: dict[str, tuple[Any, str]] = {
+    "calls": (1, ""),
+    "calls object": ({"a": 1}, ""),
+    "call": ([1], "[0]"),
+    "many": ([{**CALL, "function": FUNCTION}] * 129, ""),
+    "no id": ([{"type": "function", "function": FUNCTION}], "[0].id"),
+    "id number": ([{"id": 1, "function": FUNCTION}], "[0].id"),
+    "id long": ([{"id": "x" * 257, "function": FUNCTION}], "[0].id"),
+    "type": ([{**CALL, "type": "custom", "function": FUNCTION}], "[0].type"),
+    "field": ([{**CALL, "function": FUNCTION, "x": 1}], "[0].x"),
+    "no function": ([CALL], "[0].function"),
+    "function": ([{**CALL, "function": "f"}], "[0].function"),
+    "function field": ([{**CALL, "function": {**FUNCTION, "x": 1}}], "[0].function.x"),
+    "no name": ([{**CALL, "function": {"arguments": "{}"}}], "[0].function.name"),
+    "name": ([{**CALL, "function": {**FUNCTION, "name": "a b"}}], "[0].function.name"),
+    "no arguments": ([{**CALL, "function": {"name": "f"}}], "[0].function.arguments"),
+}
+for _bad in ({"a": 1}, 1, "[1]", "{", "1", "null", '{"a": NaN}', "[" * 5000, "x"):
+    PAST_CALLS[f"arguments {_bad!r:.20}"] = (
+        [{**CALL, "function": {"name": "f", "arguments": _bad}}],
+        "[0].function.arguments",
+    )
 
 
 def prompts() -> Iterator[Case]:
@@ -285,6 +355,9 @@ def prompts() -> Iterator[Case]:
         yield _case(CHAT, {"messages": [{"role": "user", "content": content}]}, param, name)
     for name, (messages, param) in MESSAGE_LISTS.items():
         yield _case(CHAT, {"messages": messages}, param, name)
+    for name, (calls, param) in PAST_CALLS.items():
+        past = {"role": "assistant", "content": None, "tool_calls": calls}
+        yield _case(CHAT, {"messages": [*MESSAGES, past]}, f"messages[1].tool_calls{param}", name)
     for value in (1, True, {}, [1], [""], "", [], ["a", 1], [["a"]]):
         yield _with(TOKENIZE, "prompt", value)
     yield _case(TOKENIZE, {}, "prompt")
