@@ -123,12 +123,6 @@ TOOLS: dict[str, ToolFormat] = {
         ),
         signs=(("<|tool_calls_section_begin|>", "<|tool_call_begin|>"),),
     ),
-    "deepseek-v3.1": replace(
-        _DEEPSEEK,
-        shape=NamedCall(name_ends=(_SEPARATOR,), ends=_DEEPSEEK_ENDS),
-        tag=(_BEGIN + "NAME" + _SEPARATOR, _END),
-        signs=(("<｜tool▁call▁begin｜>", "<｜end▁of▁sentence｜>", "</think>"),),
-    ),
     "deepseek-v3": replace(
         _DEEPSEEK,
         shape=NamedCall(
@@ -139,6 +133,12 @@ TOOLS: dict[str, ToolFormat] = {
         ),
         tag=(_BEGIN + "function" + _SEPARATOR + "NAME\n```json\n", "\n```" + _END),
         signs=(("<｜tool▁call▁begin｜>", "```json"),),
+    ),
+    "deepseek-v3.1": replace(
+        _DEEPSEEK,
+        shape=NamedCall(name_ends=(_SEPARATOR,), ends=_DEEPSEEK_ENDS),
+        tag=(_BEGIN + "NAME" + _SEPARATOR, _END),
+        signs=(("<｜tool▁call▁begin｜>",),),
     ),
     "mistral": ToolFormat(
         opens=("[TOOL_CALLS]",),

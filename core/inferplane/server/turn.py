@@ -257,9 +257,7 @@ def demand(
     many = ask.parallel_tool_calls and ask.tool_choice.name is None
     markers = (m for m in form.markers if before.startswith(m))
     trigger = next(markers, before.partition("NAME")[0])
-    return form, structural_tag_constraint(
-        tags, [trigger], required=required, many=many or not required
-    )
+    return form, structural_tag_constraint(tags, [trigger], required=required, many=many)
 
 
 def _schema(tool: Tool, required: bool) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import pytest
 
 from inferplane.parsers.events import Arguments, Text, ToolCall
 from inferplane.parsers.formats import REASONING, TOOLS
-from tests.core.parsers.cases import BAD, CASES, HERMES, MISTRAL, Case, parse, together
+from tests.core.parsers.bad_cases import BAD, CASES
+from tests.core.parsers.cases import Case, parse, together
+from tests.core.parsers.good_cases import HERMES, MISTRAL
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -10,7 +10,8 @@ from inferplane.parsers.events import Event, ToolCall
 from inferplane.parsers.formats import REASONING, TOOLS
 from inferplane.parsers.machine import Machine
 from inferplane.parsers.source import Markers, Source
-from tests.core.parsers.cases import CASES, Case, parse
+from tests.core.parsers.bad_cases import CASES
+from tests.core.parsers.cases import Case, parse
 
 SPLITS = 150
 MUTANTS = 30
