@@ -105,7 +105,7 @@ class Sample:
         submit: Submit,
         tokenizer: Tokenizer,
         prompt_only: bool,
-        shown: frozenset[int] = frozenset(),
+        shown: Mapping[int, str] | None = None,
         trace: bool = False,
     ) -> None:
         params = submit.params
@@ -240,11 +240,11 @@ class Generator:
         namespace: str = "",
         priority: int = 0,
         first_index: int = 0,
-        shown: frozenset[int] = frozenset(),
+        shown: Mapping[int, str] | None = None,
         trace: bool = False,
     ) -> list[Sample]:
         """n Samples for each prompt, in order. RequestError names the parameter at fault.
-        `shown` are special tokens that their text has in any case, `trace` fills Delta.ends."""
+        `shown` has texts for special tokens that a parser must see, `trace` fills Delta.ends."""
         prompt_only = params.max_tokens == 0
         if prompt_only:
             params = msgspec.structs.replace(params, max_tokens=1, min_tokens=0)

@@ -8,17 +8,10 @@ and Gemma 4.
 
 from dataclasses import dataclass, field, replace
 
-from inferplane.parsers.calls import (
-    BracedCall,
-    FirstOf,
-    JsonCalls,
-    NamedCall,
-    PythonCalls,
-    Shape,
-    TaggedCall,
-)
+from inferplane.parsers.calls import FirstOf, JsonCalls, NamedCall, Shape
 from inferplane.parsers.harmony import MARKERS as HARMONY
 from inferplane.parsers.literals import Notation
+from inferplane.parsers.written_calls import BracedCall, PythonCalls, TaggedCall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +23,8 @@ class ToolFormat:
     which say nothing. `signs` tells the format by a chat template: each entry is a set of texts
     that a template which teaches this format has all of. `short_ids`: call ids are 9 letters and
     digits. `channels`: the whole answer is in harmony's channels, and `shape` has no part in it.
+    `tag` is what stands before and after the arguments of the function NAME, for formats whose
+    arguments are JSON, so that a grammar can force a call in the model's own words.
     """
 
     opens: tuple[str, ...] = ()
@@ -40,11 +35,12 @@ class ToolFormat:
     signs: tuple[tuple[str, ...], ...] = ()
     short_ids: bool = False
     channels: bool = False
+    tag: tuple[str, str] | None = None
 
+    @property
     def markers(self) -> tuple[str, ...]:
-        """All that a parser must see of special tokens."""
-        inner = getattr(self.shape, "markers", ())
-        return (*self.opens, *self.closes, *self.drop, *inner)
+        """Those that may be special tokens, which a parser must see."""
+        return (*self.opens, *self.closes, *self.drop)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +56,7 @@ class ReasoningFormat:
     signs: tuple[tuple[str, ...], ...] = ()
     channels: bool = False
 
+    @property
     def markers(self) -> tuple[str, ...]:
         return HARMONY if self.channels else (self.opens, self.closes)
 
@@ -77,6 +74,8 @@ _DEEPSEEK = ToolFormat(
     closes=("<｜tool▁call▁end｜>",),
     drop=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
 )
+_BEGIN = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>"
+_END = "<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
 _DEEPSEEK_ENDS = ("<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>")
 _HERMES = ("</tool_call>",)
 
@@ -124,11 +123,6 @@ TOOLS: dict[str, ToolFormat] = {
         ),
         signs=(("<|tool_calls_section_begin|>", "<|tool_call_begin|>"),),
     ),
-    "deepseek-v3.1": replace(
-        _DEEPSEEK,
-        shape=NamedCall(name_ends=(_SEPARATOR,), ends=_DEEPSEEK_ENDS),
-        signs=(("<｜tool▁call▁begin｜>", "<｜end▁of▁sentence｜>", "</think>"),),
-    ),
     "deepseek-v3": replace(
         _DEEPSEEK,
         shape=NamedCall(
@@ -137,7 +131,14 @@ TOOLS: dict[str, ToolFormat] = {
             lead=("function" + _SEPARATOR,),
             fence=("```json",),
         ),
+        tag=(_BEGIN + "function" + _SEPARATOR + "NAME\n```json\n", "\n```" + _END),
         signs=(("<｜tool▁call▁begin｜>", "```json"),),
+    ),
+    "deepseek-v3.1": replace(
+        _DEEPSEEK,
+        shape=NamedCall(name_ends=(_SEPARATOR,), ends=_DEEPSEEK_ENDS),
+        tag=(_BEGIN + "NAME" + _SEPARATOR, _END),
+        signs=(("<｜tool▁call▁begin｜>",),),
     ),
     "mistral": ToolFormat(
         opens=("[TOOL_CALLS]",),
@@ -183,13 +184,18 @@ TOOLS: dict[str, ToolFormat] = {
         opens=("<tool_call>",),
         closes=_HERMES,
         shape=JsonCalls(stops=_HERMES),
+        tag=('<tool_call>\n{"name": "NAME", "arguments": ', "}\n</tool_call>"),
         signs=(("<tool_call>",),),
     ),
 }
 """`auto` takes the first whose signs a chat template has"""
 
-FORCED = ToolFormat(bare="[{", shape=JsonCalls())
-"""what a grammar makes of a model that must call: a list of {"name", "parameters"}"""
+FORCED = ToolFormat(
+    bare="{",
+    shape=JsonCalls(separators="\n", bare=True),
+    tag=('{"name": "NAME", "parameters": ', "}\n"),
+)
+"""what a grammar makes of a model that must call, but whose own format it cannot write"""
 
 REASONING: dict[str, ReasoningFormat] = {
     "gpt-oss": ReasoningFormat(channels=True, signs=(("<|channel|>", "<|message|>", "<|start|>"),)),

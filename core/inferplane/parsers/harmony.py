@@ -9,6 +9,7 @@ with a recipient (`to=functions.NAME`) is a call, its body the arguments. The pr
 
 from typing import Protocol
 
+from inferplane.parsers.calls import NAME
 from inferplane.parsers.source import OVER, Reading, Source, markers
 
 MAX_HEADER = 256
@@ -83,9 +84,10 @@ def _header(source: Source, begin: str) -> Reading[tuple[str, str] | None]:
 def _body(sink: Sink, channel: str, recipient: str) -> Reading[str]:
     """One message; the marker that ends it."""
     source = sink.source
-    is_call = recipient.startswith(FUNCTIONS) or (recipient and channel != "analysis")
-    if is_call and sink.may_call:
-        sink.begin(recipient.removeprefix(FUNCTIONS))
+    name = recipient.removeprefix(FUNCTIONS)
+    is_call = name != recipient or channel != "analysis"
+    if is_call and sink.may_call and NAME.fullmatch(name):
+        sink.begin(name)
         yield from source.skip()
         end = yield from source.until(ENDS, sink.arguments)
         if end:

@@ -8,7 +8,7 @@ that are no markers here never reach the client.
 
 import secrets
 import string
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from inferplane.parsers import harmony
@@ -31,9 +31,9 @@ def short_id() -> str:
 class Machine:
     """Parses one answer, by a reasoning format and a tool format that may each be none.
 
-    `special` are the special tokens that the text shows; `schemas` the arguments' JSON schemas by
-    function; `in_reasoning` says that the prompt has already opened the reasoning. Without
-    `separate` reasoning is text with its tags. See events.Parser.
+    `special` are the stand-ins of special tokens in the text, see source.py; `schemas` the
+    arguments' JSON schemas by function; `in_reasoning` says that the prompt has already opened
+    the reasoning. Without `separate` reasoning is text with its tags. See events.Parser.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Machine:
         tools: ToolFormat | None,
         reasoning: ReasoningFormat | None,
         *,
-        special: Collection[str] = (),
+        special: Mapping[str, str] | None = None,
         schemas: Mapping[str, Mapping[str, Any]] | None = None,
         in_reasoning: bool = False,
         separate: bool = True,
@@ -50,10 +50,11 @@ class Machine:
         self.in_reasoning = in_reasoning
         self.tools = tools
         self._reasoning = reasoning
-        self._special = frozenset(special)
+        self._special = frozenset(special or ())
+        self._hide = dict.fromkeys(map(ord, (special or {}).values()), "")
         self._schemas = schemas or {}
         self._separate = separate and reasoning is not None
-        self._new_id = new_id or (short_id if tools and tools.short_ids else long_id)
+        self.new_id = new_id or (short_id if tools and tools.short_ids else long_id)
         self.source = Source(special)
         self._events: list[Event] = []
         self._count = 0
@@ -119,9 +120,9 @@ class Machine:
         """Reasoning, and calls that no marker opens, stand where the answer begins."""
         form = self._reasoning
         if form is not None:
-            first = "" if self.in_reasoning else (yield from self._white())
             opened = self.in_reasoning
-            if not opened and first == form.opens[0]:
+            if not opened:
+                yield from self._white()
                 opened = bool((yield from self.source.one_of(markers(form.opens))))
             if opened:
                 yield from self._think(form)
@@ -195,7 +196,10 @@ class Machine:
         self._write(Text, text)
 
     def think(self, text: str) -> None:
-        self._write(Reasoning if self._separate else Text, text)
+        if self._separate:
+            self._write(Reasoning, text)
+        else:
+            self.say(text)
 
     def paragraph(self) -> None:
         """What is said next stands apart from what was said before."""
@@ -204,6 +208,8 @@ class Machine:
 
     def _write(self, kind: type[Text] | type[Reasoning], text: str) -> None:
         """White space at its end waits for what follows, and is dropped where none may lead."""
+        if self._hide:
+            text = text.translate(self._hide)
         if self._lead:
             text = text.lstrip()
             self._lead = not text
@@ -221,11 +227,13 @@ class Machine:
     def begin(self, name: str, id: str | None = None) -> None:
         self._space = ""
         self.source.recorded()
-        self._events.append(ToolCall(self._count, id or self._new_id(), name))
+        name, id = name.translate(self._hide), id and id.translate(self._hide)
+        self._events.append(ToolCall(self._count, id or self.new_id(), name))
         self._count += 1
         self._bare_arguments = True
 
     def arguments(self, text: str) -> None:
+        text = text.translate(self._hide) if self._hide else text
         if text:
             self._events.append(Arguments(self._count - 1, text))
             self._bare_arguments = False

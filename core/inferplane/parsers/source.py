@@ -7,7 +7,7 @@ be the beginning of a marker.
 """
 
 import re
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from functools import lru_cache
 from typing import TypeVar
 
@@ -44,16 +44,29 @@ def markers(*literals: str) -> Markers:
     return Markers(literals)
 
 
-class Source:
-    """The text of one answer. `hidden` are markers that are dropped wherever they are not what is
-    looked for: the special tokens among them are nothing that a client should see."""
+def stand_ins(literals: Iterable[str]) -> dict[str, str]:
+    """A character of its own for each special token, from those that Unicode leaves to private
+    use. So a marker that is a token is told from the same marker in words, which is text."""
+    return {text: chr(0xF0000 + i) for i, text in enumerate(sorted(set(literals)))}
 
-    def __init__(self, hidden: Iterable[str] = ()) -> None:
-        self._hidden = tuple(hidden)
+
+class Source:
+    """The text of one answer. `special` are the stand-ins by which special tokens are in it: as
+    markers they go by their names, anywhere else they are dropped."""
+
+    def __init__(self, special: Mapping[str, str] | None = None) -> None:
+        self._special = dict(special or {})
+        self._names = {char: name for name, char in self._special.items()}
         self._text = ""
         self._at = 0
         self._closed = False
         self._record: list[str] | None = None
+
+    def _spelled(self, wanted: Markers, *more: str) -> Markers:
+        """These markers as the text has them."""
+        if not self._special:
+            return wanted
+        return markers(*(self._special.get(t, t) for t in wanted.literals), *more)
 
     def feed(self, text: str) -> None:
         self._text = self._text[self._at :] + text
@@ -100,12 +113,14 @@ class Source:
 
     def one_of(self, wanted: Markers) -> Reading[str]:
         """Take the longest of these that the text goes on with; "" for none of them."""
+        seen = self._spelled(wanted)
         while True:
-            rest = self._text[self._at : self._at + wanted.longest]
-            open_end = not self._closed and len(rest) < wanted.longest
-            if not (open_end and any(t != rest and t.startswith(rest) for t in wanted.literals)):
-                found = next((t for t in wanted.literals if rest.startswith(t)), "")
-                return self._take(len(found))
+            rest = self._text[self._at : self._at + seen.longest]
+            open_end = not self._closed and len(rest) < seen.longest
+            if not (open_end and any(t != rest and t.startswith(rest) for t in seen.literals)):
+                found = next((t for t in seen.literals if rest.startswith(t)), "")
+                self._take(len(found))
+                return self._names.get(found, found)
             yield
 
     def until(self, wanted: Markers, out: Out, limit: int | None = None) -> Reading[str]:
@@ -114,7 +129,7 @@ class Source:
         Returns the marker, "" at the end of the text, or OVER after exactly `limit` characters
         if more than those come before one.
         """
-        seen = markers(*wanted.literals, *self._hidden) if self._hidden else wanted
+        seen = self._spelled(wanted, *self._names)
         room = float("inf") if limit is None else limit
         while True:
             found = seen.search(self._text, self._at)
@@ -131,6 +146,7 @@ class Source:
                 room -= free
             if found is not None:
                 marker = self._take(len(found.group()))
+                marker = self._names.get(marker, marker)
                 if marker in wanted.literals:
                     return marker
             elif self._closed:

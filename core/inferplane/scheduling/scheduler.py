@@ -87,8 +87,7 @@ class Scheduler:
     def submit(self, submit: Submit) -> None:
         """Queue a request. RequestError if it is refused; nothing has changed then."""
         try:
-            self._check_free(submit)
-            self._memory.verify(submit)
+            self.verify(submit)
             now = self._clock()
             request = new_request(submit, self._max_model_len, self._arrivals, now)
         except RequestError:
@@ -97,6 +96,11 @@ class Scheduler:
         self._arrivals += 1
         self._requests[request.request_id] = request
         insort(self._waiting, request, key=_seniority)
+
+    def verify(self, submit: Submit, waiting: int = 0) -> None:
+        """RequestError if `submit` would refuse it with so many more requests waiting."""
+        self._check_free(submit, waiting)
+        self._memory.verify(submit)
 
     def abort(self, request_id: str) -> Output | None:
         """End the request with exactly this id, whatever it is doing. None: there is no such."""
@@ -147,12 +151,12 @@ class Scheduler:
         flight = self._flights.pop(plan.step, None)
         if flight is None:
             return []  # an earlier step failed
-        for (request, start), scores in zip(flight.scored, result.prompt_logprobs, strict=True):
-            if request.prompt_logprobs is not None:
+        for (owner, start), scores in zip(flight.scored, result.prompt_logprobs, strict=True):
+            if owner.prompt_logprobs is not None:
                 for position, (logprob, rank, top) in enumerate(scores, start + 1):
-                    token = request.tokens[position]
-                    request.prompt_logprobs[position] = TokenLogprobs(token, logprob, rank, top)
-                request.scored = max(request.scored, start + len(scores))
+                    token = owner.tokens[position]
+                    owner.prompt_logprobs[position] = TokenLogprobs(token, logprob, rank, top)
+                owner.scored = max(owner.scored, start + len(scores))
         outputs: list[Output] = []
         for index, request in enumerate(flight.sampled):
             if request is None or request.ended:
@@ -263,16 +267,17 @@ class Scheduler:
         stats.steps = self._step
         return stats
 
-    def _check_free(self, submit: Submit) -> None:
+    def _check_free(self, submit: Submit, waiting: int) -> None:
         """RequestError for what cannot be taken now."""
         if submit.request_id in self._requests:
             raise RequestError(
                 f"request_id {submit.request_id} is in use: choose another", param="request_id"
             )
-        queued = len(self._waiting) + len(self._running) - self._max_running
+        waiting += len(self._waiting)
+        queued = waiting + len(self._running) - self._max_running
         if queued >= self._max_queue:
             raise RequestError(
-                f"{len(self._running)} requests run and {len(self._waiting)} wait: try again"
+                f"{len(self._running)} requests run and {waiting} wait: try again"
                 f" later, or raise --max-queue ({self._max_queue})",
                 code="queue_full",
                 status=429,

@@ -15,6 +15,7 @@ from starlette.routing import Route
 from inferplane.config import Config
 from inferplane.errors import EngineDeadError, RequestError
 from inferplane.generation import Generator, sampling_defaults
+from inferplane.parsers.choose import Parsers, choose
 from inferplane.server import control, scoring, system
 from inferplane.server.anthropic import endpoints as anthropic
 from inferplane.server.auth import ApiKey, Auth, check_admin, is_loopback
@@ -110,6 +111,7 @@ def create_app(
         names=tuple(dict.fromkeys([config.served_model_name or config.model, config.model])),
         defaults=sampling_defaults(generation_config or {}),
         metrics=Metrics(lambda: client.stats, client.ready),
+        parsers=_parsers(config, tokenizer),
     )
     table = tuple(endpoints)
     open_paths = frozenset(e.path for e in table if e.access is Access.OPEN)
@@ -136,6 +138,16 @@ def create_app(
     )
     app.state.service = service
     return app
+
+
+def _parsers(config: Config, tokenizer: Tokenizer) -> Parsers:
+    template = tokenizer.chat_template
+    return choose(
+        config.tool_call_parser,
+        config.reasoning_parser,
+        template.source if template else "",
+        {token: tokenizer.token_text(token) for token in tokenizer.special_ids},
+    )
 
 
 def _bind(

@@ -19,17 +19,20 @@ from inferplane.server.openai_fields import UNSUPPORTED, OpenAIFields
 from inferplane.server.sampling import refuse_unsupported, renamed
 from inferplane.server.service import Service, namespace, new_id
 from inferplane.server.streaming import EventStream
+from inferplane.server.tools import (
+    Tool,
+    ToolChoice,
+    checked_choice,
+    checked_functions,
+    checked_tools,
+    older_choice,
+)
 from inferplane.server.turn import Answer, Ask, Step, Turn, begin
 
 UNSUPPORTED_CHAT = (
-    "tools",
-    "tool_choice",
-    "functions",
-    "function_call",
     "audio",
     "prediction",
     "web_search_options",
-    "reasoning_effort",
     "verbosity",
 )
 TEMPLATE_OPTIONS = ("enable_thinking", "thinking", "add_vision_id", "date_string")
@@ -53,6 +56,7 @@ class ChatRequest(OpenAIFields):
     prediction: Any = None
     web_search_options: Any = None
     reasoning_effort: Any = None
+    separate_reasoning: bool | None = None
     verbosity: Any = None
 
     def check(self) -> None:
@@ -103,6 +107,21 @@ class ChatRequest(OpenAIFields):
                 )
         return options
 
+    def offered(self) -> tuple[list[Tool], ToolChoice]:
+        """The tools, in today's form or in the older one of functions."""
+        if not self.functions and self.function_call in (None, "none"):
+            tools = checked_tools("tools", self.tools) if self.tools is not None else []
+            return tools, checked_choice("tool_choice", self.tool_choice, tools)
+        for name in ("tools", "tool_choice"):
+            if getattr(self, name) is not None:
+                raise RequestError(
+                    f"'{name}' excludes 'functions' and 'function_call', its older form.",
+                    param=name,
+                    code="invalid_value",
+                )
+        functions = checked_functions("functions", self.functions or [])
+        return functions, older_choice("function_call", self.function_call, functions)
+
     def ask(self, service: Service, namespace: str) -> Ask:
         """The turn that this request asks for."""
         chosen: dict[str, Any] = {"logprobs": None}
@@ -111,12 +130,18 @@ class ChatRequest(OpenAIFields):
         if self.max_completion_tokens is not None:
             chosen["max_tokens"] = self.max_completion_tokens
         messages = checked_messages(self.messages)
+        tools, choice = self.offered()
         template = self.template_options()
         if self.add_generation_prompt is not None:
             template = {**template, "add_generation_prompt": self.add_generation_prompt}
         return Ask(
             messages=messages,
             params=self.sampling_params(service.defaults, **chosen),
+            tools=tools,
+            tool_choice=choice,
+            parallel_tool_calls=self.parallel_tool_calls is not False and not self.functions,
+            reasoning_effort=self.reasoning_effort,
+            separate_reasoning=self.separate_reasoning is not False,
             template=template,
             namespace=namespace,
             priority=self.priority or 0,
@@ -144,6 +169,8 @@ async def chat(service: Service, request: Request) -> Response:
     names = {"prompt": "messages"}
     if asked.max_completion_tokens is not None:
         names["max_tokens"] = "max_completion_tokens"
+    if asked.functions:
+        names |= {"tools": "functions", "tool_choice": "function_call"}
     with renamed(**names):
         ask = asked.ask(service, namespace(request, asked.cache_salt))
         turn = await begin(service, ask)
@@ -185,7 +212,10 @@ class ChatAnswer:
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         if parsed.reasoning:
             message["reasoning_content"] = parsed.reasoning
-        if parsed.calls:
+        if parsed.calls and self._asked.functions:
+            call = parsed.calls[0]
+            message["function_call"] = {"name": call.name, "arguments": call.arguments}
+        elif parsed.calls:
             message["tool_calls"] = [
                 {
                     "id": call.id,
@@ -201,7 +231,7 @@ class ChatAnswer:
             "index": answer.index,
             "message": message,
             "logprobs": logprobs,
-            "finish_reason": answer.finish_reason,
+            "finish_reason": self._reason(answer.finish_reason),
         }
 
     async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
@@ -226,7 +256,8 @@ class ChatAnswer:
 
     def _chunks_of(self, step: Step) -> Iterator[dict[str, Any]]:
         """A chunk for each event; the logprobs come with the first, the reason with the last."""
-        deltas = [_delta(event) for event in step.events]
+        shape = _older_delta if self._asked.functions else _delta
+        deltas = [shape(event) for event in step.events]
         if not deltas and (step.logprobs or step.finish_reason is not None):
             deltas = [{}]
         logprobs = None
@@ -237,7 +268,7 @@ class ChatAnswer:
                 "index": step.index,
                 "delta": delta,
                 "logprobs": logprobs,
-                "finish_reason": step.finish_reason if at == len(deltas) else None,
+                "finish_reason": self._reason(step.finish_reason) if at == len(deltas) else None,
             }
             logprobs = None
             yield self._frame([choice], None)
@@ -247,6 +278,9 @@ class ChatAnswer:
         if self._asked.include_usage:
             frame["usage"] = usage
         return frame
+
+    def _reason(self, reason: str | None) -> str | None:
+        return "function_call" if reason == "tool_calls" and self._asked.functions else reason
 
     def _logprobs(self, logprobs: Any) -> dict[str, Any]:
         return chat_logprobs(self._tokenizer, logprobs, self._asked.top_logprobs or 0)
@@ -265,3 +299,14 @@ def _delta(event: Event) -> dict[str, Any]:
             }
         case Arguments(index, text):
             return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+
+
+def _older_delta(event: Event) -> dict[str, Any]:
+    """For requests with `functions`."""
+    match event:
+        case ToolCall(_, _, name):
+            return {"function_call": {"name": name, "arguments": ""}}
+        case Arguments(_, text):
+            return {"function_call": {"arguments": text}}
+        case _:
+            return _delta(event)

@@ -14,6 +14,7 @@ from inferplane.config import Config
 from inferplane.errors import RequestError
 from inferplane.generation import Completion, Delta, EngineClient, Generator, Sample
 from inferplane.messages import Stats
+from inferplane.parsers.choose import Parsers
 from inferplane.server.metrics import Metrics
 from inferplane.server.open_requests import OpenRequests, Owner
 from inferplane.server.responses.store import ResponseStore
@@ -42,6 +43,7 @@ class Service:
     names: tuple[str, ...]
     defaults: Mapping[str, Any]
     metrics: Metrics
+    parsers: Parsers = field(default_factory=Parsers)
     now: Callable[[], float] = time.time
     clock: Callable[[], float] = time.monotonic
     started: int = field(default_factory=lambda: int(time.time()))

@@ -89,15 +89,13 @@ def checked_function(where: str, function: Any) -> Tool:
 
 def checked_choice(where: str, choice: Any, tools: Sequence[Tool]) -> ToolChoice:
     """OpenAI's `tool_choice`; None means auto where there are tools."""
+    if not tools and choice not in (None, "none"):
+        raise _invalid(where, "is only allowed with tools")
     match choice:
         case None:
             return AUTO
-        case "auto" | "none":
+        case "auto" | "none" | "required":
             return ToolChoice(choice)
-        case "required":
-            if not tools:
-                raise _invalid(where, "is 'required', but there are no tools")
-            return ToolChoice("required")
         case {"type": "function", "function": {"name": str(name)}} if (
             len(choice) == 2 and len(choice["function"]) == 1
         ):
@@ -105,6 +103,20 @@ def checked_choice(where: str, choice: Any, tools: Sequence[Tool]) -> ToolChoice
         case dict():
             raise _invalid(where, "must be {'type': 'function', 'function': {'name': ...}}")
     raise _invalid(where, "must be 'auto', 'required', 'none' or a function")
+
+
+def older_choice(where: str, choice: Any, functions: Sequence[Tool]) -> ToolChoice:
+    """OpenAI's older `function_call`."""
+    if not functions and choice not in (None, "none"):
+        raise _invalid(where, "is only allowed with functions")
+    match choice:
+        case None:
+            return AUTO
+        case "auto" | "none":
+            return ToolChoice(choice)
+        case {"name": str(name)} if len(choice) == 1:
+            return named(where, name, functions)
+    raise _invalid(where, "must be 'auto', 'none' or {'name': ...}")
 
 
 def named(where: str, name: str, tools: Sequence[Tool]) -> ToolChoice:

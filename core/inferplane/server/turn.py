@@ -25,13 +25,16 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 
 from inferplane.errors import RequestError
 from inferplane.generation import Completion, Delta, Sample
 from inferplane.messages import TokenLogprobs
+from inferplane.parsers.choose import Parsers
 from inferplane.parsers.events import Arguments, Event, Parsed, Parser, Plain, ToolCall
-from inferplane.sampling_params import SamplingParams
+from inferplane.parsers.formats import ToolFormat
+from inferplane.sampling_params import Constraint, SamplingParams, Tag, structural_tag_constraint
 from inferplane.server.service import Service, Usage, openai_finish
 from inferplane.server.streaming import while_connected
 from inferplane.server.tools import AUTO, Tool, ToolChoice
@@ -39,6 +42,8 @@ from inferplane.server.tools import AUTO, Tool, ToolChoice
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 THINKING = ("enable_thinking", "thinking")
 """the names under which templates switch reasoning on and off"""
+TAIL = 24
+"""how many tokens at the end of a prompt are enough to see a tag that opens reasoning"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,27 +184,112 @@ class Turn:
 
 async def begin(service: Service, ask: Ask) -> Turn:
     """The turn that `ask` asks for, checked and ready to run."""
-    generator = service.generator
+    generator, parsers = service.generator, service.parsers
     offered = () if ask.tool_choice.mode == "none" else ask.tools
     template = {**_effort(service, ask.reasoning_effort), **ask.template}
     if offered:
         _check_tools(service)
         template["tools"] = [tool.for_template() for tool in offered]
     prompt = await generator.encode_chat([dict(message) for message in ask.messages], **template)
-    samples = generator.prepare(
-        [prompt], ask.params, namespace=ask.namespace, priority=ask.priority
+    inside = parsers.starts_inside(
+        generator.tokenizer.decode(prompt[-TAIL:], skip_special_tokens=False)
     )
-    return Turn(service, samples, Plain, ask.parallel_tool_calls)
+    tools, constraint = demand(parsers, ask, offered)
+    params = ask.params
+    if constraint is not None:
+        params = msgspec.structs.replace(params, **constraint.fields())
+    if (
+        params.constraint is not None
+        and inside
+        and parsers.reasoning
+        and not params.constrain_after
+    ):
+        params = msgspec.structs.replace(params, constrain_after=parsers.reasoning.closes)
+    make = parsers.parser(
+        tools,
+        in_reasoning=inside,
+        separate=ask.separate_reasoning,
+        schemas={tool.name: tool.parameters or {} for tool in offered},
+    )
+    samples = generator.prepare(
+        [prompt],
+        params,
+        namespace=ask.namespace,
+        priority=ask.priority,
+        shown=None if make is Plain else parsers.shown,
+        trace=parsers.reasoning is not None,
+    )
+    return Turn(service, samples, make, ask.parallel_tool_calls)
+
+
+def demand(
+    parsers: Parsers, ask: Ask, offered: Sequence[Tool]
+) -> tuple[ToolFormat | None, Constraint | None]:
+    """The format in which calls come, and what a grammar must hold them to: that there is one if
+    the choice is required or named, and arguments of strict tools that obey their schemas."""
+    required = ask.tool_choice.mode == "required"
+    strict = [tool.name for tool in offered if tool.strict]
+    if not offered or not (required or strict):
+        return (parsers.tools if offered else None), None
+    if ask.params.constraint is not None:
+        raise RequestError(
+            "response_format, and whatever else constrains the output, excludes strict tools and"
+            " a tool_choice that requires a call: leave one of them out.",
+            param="tool_choice" if required else "tools",
+            code="invalid_value",
+        )
+    if not required and not parsers.can_force():
+        raise RequestError(
+            f"strict is not supported for calls that the model may make in its own format"
+            f" ({parsers.tools_name}): send tool_choice 'required', or leave strict out of"
+            f" '{strict[0]}'.",
+            param="tools",
+            code="unsupported_parameter",
+        )
+    form = parsers.forced()
+    assert form.tag is not None
+    before, after = form.tag
+    tags = [
+        Tag(before.replace("NAME", tool.name), _schema(tool, required), after)
+        for tool in offered
+        if ask.tool_choice.name in (None, tool.name)
+    ]
+    many = ask.parallel_tool_calls and ask.tool_choice.name is None
+    markers = (m for m in form.markers if before.startswith(m))
+    trigger = next(markers, before.partition("NAME")[0])
+    return form, structural_tag_constraint(tags, [trigger], required=required, many=many)
+
+
+def _schema(tool: Tool, required: bool) -> dict[str, Any]:
+    """What a grammar holds the arguments to."""
+    if tool.parameters is None:
+        return {"type": "object", "properties": {}, "additionalProperties": False}
+    return tool.parameters if tool.strict or required else {"type": "object"}
 
 
 def _check_tools(service: Service) -> None:
-    raise RequestError(
-        "tools are not supported by this server yet.", param="tools", code="unsupported_parameter"
-    )
+    template = service.generator.tokenizer.chat_template
+    if template is None:
+        return  # rendering says what is wrong
+    if not template.shows_tools:
+        raise RequestError(
+            "the model's chat template has no place for tools: leave 'tools' out, or start the"
+            " server with a --chat-template that has one.",
+            param="tools",
+            code="unsupported_parameter",
+        )
+    if service.parsers.tools is None:
+        raise RequestError(
+            "how this model writes tool calls is not known: leave 'tools' out, or start the"
+            " server with a --tool-call-parser.",
+            param="tools",
+            code="unsupported_parameter",
+        )
 
 
 def _effort(service: Service, effort: str | None) -> dict[str, Any]:
-    """Template variables for a reasoning effort."""
+    """Template variables for a reasoning effort: its own, or the switch of models that know only
+    reasoning or none."""
     if effort is None:
         return {}
     if effort not in EFFORTS:
@@ -208,8 +298,17 @@ def _effort(service: Service, effort: str | None) -> dict[str, Any]:
             param="reasoning_effort",
             code="invalid_value",
         )
+    template = service.generator.tokenizer.chat_template
+    variables = template.variables if template else set()
+    if effort != "none" and "reasoning_effort" in variables:
+        return {"reasoning_effort": effort}
+    switches = [name for name in THINKING if name in variables]
+    if switches:
+        return dict.fromkeys(switches, effort != "none")
+    if effort == "none" and service.parsers.reasoning is None:
+        return {}
     raise RequestError(
-        "reasoning_effort is not supported by this server yet.",
+        f"the model's chat template has no reasoning effort {effort!r}: leave it out.",
         param="reasoning_effort",
         code="unsupported_parameter",
     )

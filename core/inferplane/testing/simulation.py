@@ -13,6 +13,7 @@ import random
 import sys
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -115,7 +116,10 @@ class Simulation:
             repetition_penalty=rng.choice([1.0, 1.0, 1.5]),
         )
         stop_ids = rng.sample(range(VOCAB_SIZE), rng.choice([0, 0, 1, 4]))
-        shared = {"seed": rng.getrandbits(64), "priority": rng.choice([0, 0, 0, -1, 2])}
+        shared: dict[str, Any] = {
+            "seed": rng.getrandbits(64),
+            "priority": rng.choice([0, 0, 0, -1, 2]),
+        }
         namespace = rng.choice(["", "", "", "other"])
         self.device.namespaces[shared["seed"]] = namespace
         for sample_index in range(rng.choice([1, 1, 1, 2, 4])):

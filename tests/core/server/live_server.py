@@ -17,6 +17,7 @@ from inferplane.server.run import HttpServer, listen
 from inferplane.server.service import Service
 from inferplane.testing.fake_engine import Behaviour, FakeEngineCore
 from inferplane.testing.inline_client import InlineClient
+from inferplane.text.tokenizer import Tokenizer
 from tests.core.server.byte_model import EOS, byte_tokenizer
 from tests.core.server.openai_spec import SpecCheck
 
@@ -83,7 +84,11 @@ class LiveServer:
 
 @contextmanager
 def live_server(
-    behaviour: Behaviour | None = None, *, key: str | None = None, **settings: Any
+    behaviour: Behaviour | None = None,
+    *,
+    key: str | None = None,
+    tokenizer: Tokenizer | None = None,
+    **settings: Any,
 ) -> Iterator[LiveServer]:
     config = Config(model=MODEL, served_model_name=NAME, port=0, **settings)
     core = FakeEngineCore(config, behaviour=behaviour or scripted())
@@ -97,7 +102,7 @@ def live_server(
         live.client = InlineClient(core)
         app = create_app(
             live.client,
-            byte_tokenizer(),
+            tokenizer or byte_tokenizer(),
             config,
             generation_config={"temperature": 0.5, "top_k": 7, "eos_token_id": EOS},
             key=ApiKey(key) if key else None,
