@@ -172,9 +172,10 @@ async def chat(service: Service, request: Request) -> Response:
     if asked.functions:
         names |= {"tools": "functions", "tool_choice": "function_call"}
     with renamed(**names):
-        ask = asked.ask(service, namespace(request, asked.cache_salt))
+        ask = asked.ask(service, namespace(request, asked.salt))
         turn = await begin(service, ask)
     answer = ChatAnswer(service, asked, turn)
+    turn.owner = asked.owner(request, answer.id)
     if asked.stream:
         return EventStream(request, answer.chunks())
     return await answer.whole(request)
@@ -187,8 +188,9 @@ class ChatAnswer:
         self._asked = asked
         self._turn = turn
         self._tokenizer = service.generator.tokenizer
+        self.id = new_id("chatcmpl-")
         self._head = {
-            "id": new_id("chatcmpl-"),
+            "id": self.id,
             "created": int(service.now()),
             "model": asked.model or service.names[0],
         }
@@ -232,6 +234,7 @@ class ChatAnswer:
             "message": message,
             "logprobs": logprobs,
             "finish_reason": self._reason(answer.finish_reason),
+            "matched_stop": answer.completion.matched,
         }
 
     async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
@@ -270,6 +273,8 @@ class ChatAnswer:
                 "logprobs": logprobs,
                 "finish_reason": self._reason(step.finish_reason) if at == len(deltas) else None,
             }
+            if choice["finish_reason"] is not None:
+                choice["matched_stop"] = step.matched
             logprobs = None
             yield self._frame([choice], None)
 

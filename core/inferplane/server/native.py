@@ -12,7 +12,7 @@ from inferplane.sampling_params import MAX_LOGPROBS, SamplingParams
 from inferplane.server import body
 from inferplane.server.body import Schema
 from inferplane.server.native_answer import Answer, Wanted
-from inferplane.server.openai_fields import PRIORITY_LIMIT, RequestId, ShortText
+from inferplane.server.openai_fields import PRIORITY_LIMIT, RequestId, ShortText, cache_salt
 from inferplane.server.prompts import MAX_PROMPTS, prompts_of
 from inferplane.server.sampling import (
     OneOrMany,
@@ -295,7 +295,7 @@ async def generate(service: Service, request: Request) -> Response:
 async def _prepared(service: Service, request: Request, asked: GenerateRequest) -> Answer:
     field, value = asked.prompts
     prompts = prompts_of(value, field)
-    salt = f"{asked.cache_salt or ''}\0{asked.extra_key or ''}".strip("\0")
+    salt = cache_salt(asked.cache_salt, asked.extra_key)
     names = {
         "prompt": field,
         "logprobs": "top_logprobs_num",

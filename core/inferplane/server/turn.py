@@ -35,6 +35,7 @@ from inferplane.parsers.choose import Parsers
 from inferplane.parsers.events import Arguments, Event, Parsed, Parser, Plain, ToolCall
 from inferplane.parsers.formats import ToolFormat
 from inferplane.sampling_params import Constraint, SamplingParams, Tag, structural_tag_constraint
+from inferplane.server.open_requests import Owner
 from inferplane.server.service import Service, Usage, openai_finish
 from inferplane.server.streaming import while_connected
 from inferplane.server.tools import AUTO, Tool, ToolChoice
@@ -137,13 +138,19 @@ class Turn:
         self._service = service
         self._choices = {sample.index: _Choice(parser(), parallel) for sample in samples}
         self.samples = samples
+        self.owner: Owner | None = None
+        """who may abort it, and under which name"""
         self.usage = Usage(samples)
         self.usage.reasoning = 0
 
     async def stream(self) -> AsyncGenerator[Step, None]:
-        async with aclosing(self._service.stream(self.samples)) as deltas:
+        async with aclosing(self._deltas()) as deltas:
             async for delta in deltas:
                 yield self._step(delta)
+
+    def _deltas(self) -> AsyncGenerator[Delta, None]:
+        owners = [] if self.owner is None else [self.owner] * len(self.samples)
+        return self._service.stream(self.samples, owners)
 
     async def complete(self, request: Request) -> list[Answer]:
         """For as long as the client is there to wait for it."""
@@ -152,7 +159,7 @@ class Turn:
     async def _complete(self) -> list[Answer]:
         parsed = {sample.index: Parsed() for sample in self.samples}
         done = {sample.index: Completion() for sample in self.samples}
-        async with aclosing(self._service.stream(self.samples)) as deltas:
+        async with aclosing(self._deltas()) as deltas:
             async for delta in deltas:
                 done[delta.index].add(delta)
                 step = self._step(delta)

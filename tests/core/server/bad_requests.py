@@ -97,6 +97,15 @@ def _everywhere(field: str, value: Any) -> Iterator[Case]:
 
 
 OPENAI_FIELDS: dict[str, list[Any]] = {
+    "rid": [1, "", "a b", "x" * 65],
+    "extra_key": [*NOT_TEXT, "x" * 600],
+    "no_stop_trim": NOT_BOOL,
+    "stop_regex": ["x"],
+    "continue_final_message": [True],
+    "return_hidden_states": [True],
+    "custom_logit_processor": ["x"],
+    "lora_path": ["x"],
+    "watermark": [{}],
     "model": [1, [], {}],
     "stream": NOT_BOOL,
     "include_stop_str_in_output": NOT_BOOL,

@@ -126,6 +126,21 @@ class TestAbort:
             assert "theirs" not in live.core.aborted and owner[0] != stranger[0]
             assert live.http.post("/abort_request", json={"rid": "mine"}).status_code == 401
 
+    @pytest.mark.parametrize("named", [True, False])
+    @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+    def test_of_openais_endpoints(self, path: str, named: bool) -> None:
+        with live_server(scripted(max_model_len=10**6)) as live:
+            prompt = {"messages": [{"role": "user", "content": "x"}]}
+            body: Any = {"prompt": "x"} if path == "/v1/completions" else prompt
+            body |= {"stream": True, "ignore_eos": True, "rid": "mine" if named else None}
+            with live.http.stream("POST", path, json=body) as response:
+                lines = response.iter_lines()
+                identity = json.loads(next(lines).removeprefix("data: "))["id"]
+                ask = {"rid": "mine" if named else identity}
+                assert httpx.post(f"{live.url}/abort_request", json=ask).json() == {"aborted": 1}
+                rest = [line for line in lines if line]
+            assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "aborted"
+
     def test_a_stream_says_so(self) -> None:
         with live_server(scripted(max_model_len=10**6)) as live:
             body = {"text": "x", "rid": "s", "stream": True, "sampling_params": ENDLESS}

@@ -24,7 +24,7 @@ from inferplane.server.errors import ANTHROPIC, error_body
 from inferplane.server.openai_fields import ShortText
 from inferplane.server.refusals import invalid
 from inferplane.server.sampling import MAX_ITEMS, TokenIds, refuse_unsupported, renamed
-from inferplane.server.service import Service, Usage, namespace, new_id
+from inferplane.server.service import Service, Usage, namespace, new_id, tenant
 from inferplane.server.streaming import EVENT_STREAM, EventStream, Framing, while_connected
 from inferplane.server.turn import THINKING, Ask, Step, Turn, begin
 
@@ -139,6 +139,7 @@ async def messages(service: Service, request: Request) -> Response:
     with renamed(prompt="messages", stop="stop_sequences"):
         turn = await begin(service, asked.ask(asked.sampling(service.defaults), space))
     answer = Answer(asked.model, turn)
+    turn.owner = (tenant(request), answer.id)
     if asked.stream:
         return EventStream(request, answer.events(), EVENTS)
     return json_response(await while_connected(request.receive, answer.whole()))
@@ -162,8 +163,9 @@ class Answer:
         self._written = ""
         """JSON text of the open block's input"""
         self._open = False
+        self.id = new_id("msg_")
         self._head = {
-            "id": new_id("msg_"),
+            "id": self.id,
             "type": "message",
             "role": "assistant",
             "model": model,

@@ -86,7 +86,9 @@ async def _prepared(service: Service, request: Request, asked: ResponsesRequest)
             priority=asked.priority or 0,
         )
         turn = await begin(service, ask)
-    return Job(service, owner, asked, conversation, turn)
+    job = Job(service, owner, asked, conversation, turn)
+    turn.owner = (owner, job.id)
+    return job
 
 
 def _history(service: Service, owner: str, identity: str) -> Sequence[dict[str, Any]]:
@@ -119,8 +121,9 @@ class Job:
         self._turn = turn
         self._output = Output(self._logprobs if asked.wants_logprobs else None)
         self._number = 0
+        self.id = new_id("resp_")
         self._head = {
-            "id": new_id("resp_"),
+            "id": self.id,
             "object": "response",
             "created_at": int(service.now()),
             "model": asked.model or service.names[0],
