@@ -1,8 +1,6 @@
 """The application: which endpoint lies where, and who may call it."""
 
-import enum
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
@@ -16,77 +14,15 @@ from inferplane.config import Config
 from inferplane.errors import EngineDeadError, RequestError
 from inferplane.generation import Generator, sampling_defaults
 from inferplane.parsers.choose import Parsers, choose
-from inferplane.server import control, scoring, system
-from inferplane.server.anthropic import endpoints as anthropic
 from inferplane.server.auth import ApiKey, Auth, check_admin, is_loopback
 from inferplane.server.boundary import Boundary
-from inferplane.server.chat import chat
-from inferplane.server.completions import completions
-from inferplane.server.errors import ANTHROPIC, OLLAMA, OPENAI, handle
+from inferplane.server.endpoint import Access, Endpoint
+from inferplane.server.endpoints import ENDPOINTS
+from inferplane.server.errors import OPENAI, handle
 from inferplane.server.limits import Limits
 from inferplane.server.metrics import Metrics
-from inferplane.server.native import generate
-from inferplane.server.ollama import endpoints as ollama
-from inferplane.server.responses import endpoints as responses
 from inferplane.server.service import ServerClient, Service
 from inferplane.text.tokenizer import Tokenizer
-
-Handler = Callable[[Service, Request], Awaitable[Response]]
-
-
-class Access(enum.Enum):
-    """Who may call an endpoint: anybody, who has the key (if one is set), or only programs on this
-    machine, of a server that has no key and listens on a loopback address."""
-
-    OPEN = "open"
-    KEY = "key"
-    ADMIN = "admin"
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    path: str
-    method: str
-    handler: Handler
-    access: Access
-    protocol: str = OPENAI
-    """whose error format it answers in"""
-
-
-ENDPOINTS = (
-    Endpoint("/health/live", "GET", system.live, Access.OPEN),
-    Endpoint("/health/ready", "GET", system.ready, Access.KEY),
-    Endpoint("/health", "GET", system.ready, Access.KEY),
-    Endpoint("/metrics", "GET", system.metrics, Access.KEY),
-    Endpoint("/v1/models", "GET", system.models, Access.KEY),
-    Endpoint("/v1/models/{model:path}", "GET", system.model, Access.KEY),
-    Endpoint("/v1/chat/completions", "POST", chat, Access.KEY),
-    Endpoint("/v1/completions", "POST", completions, Access.KEY),
-    Endpoint("/v1/responses", "POST", responses.create, Access.KEY),
-    Endpoint("/v1/responses/{response_id}", "GET", responses.retrieve, Access.KEY),
-    Endpoint("/v1/responses/{response_id}", "DELETE", responses.delete, Access.KEY),
-    Endpoint("/v1/responses/{response_id}/cancel", "POST", responses.cancel, Access.KEY),
-    Endpoint("/v1/responses/{response_id}/input_items", "GET", responses.input_items, Access.KEY),
-    Endpoint("/v1/embeddings", "POST", scoring.embeddings, Access.KEY),
-    Endpoint("/v1/rerank", "POST", scoring.rerank, Access.KEY),
-    Endpoint("/v1/score", "POST", scoring.score, Access.KEY),
-    Endpoint("/v1/messages", "POST", anthropic.messages, Access.KEY, ANTHROPIC),
-    Endpoint("/v1/messages/count_tokens", "POST", anthropic.count_tokens, Access.KEY, ANTHROPIC),
-    Endpoint("/api/chat", "POST", ollama.chat, Access.KEY, OLLAMA),
-    Endpoint("/api/generate", "POST", ollama.generate, Access.KEY, OLLAMA),
-    Endpoint("/api/tags", "GET", ollama.tags, Access.KEY, OLLAMA),
-    Endpoint("/api/show", "POST", ollama.show, Access.KEY, OLLAMA),
-    Endpoint("/api/version", "GET", ollama.version, Access.KEY, OLLAMA),
-    Endpoint("/generate", "POST", generate, Access.KEY),
-    Endpoint("/abort_request", "POST", control.abort_request, Access.KEY),
-    Endpoint("/flush_cache", "POST", control.flush_cache, Access.ADMIN),
-    Endpoint("/model_info", "GET", control.model_info, Access.KEY),
-    Endpoint("/get_model_info", "GET", control.model_info, Access.KEY),
-    Endpoint("/server_info", "GET", control.server_info, Access.KEY),
-    Endpoint("/get_server_info", "GET", control.server_info, Access.KEY),
-    Endpoint("/tokenize", "POST", system.tokenize, Access.KEY),
-    Endpoint("/detokenize", "POST", system.detokenize, Access.KEY),
-)
 
 
 def create_app(
@@ -137,6 +73,7 @@ def create_app(
         },
     )
     app.state.service = service
+    app.state.endpoints = table
     return app
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from starlette.requests import Request
@@ -40,6 +40,8 @@ TEMPLATE_OPTIONS = ("enable_thinking", "thinking", "add_vision_id", "date_string
 
 
 class ChatRequest(OpenAIFields):
+    refused: ClassVar[tuple[str, ...]] = (*OpenAIFields.refused, *UNSUPPORTED_CHAT)
+
     messages: list[Any]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, ClassVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,6 +23,8 @@ from inferplane.server.streaming import EventStream
 
 
 class CompletionRequest(OpenAIFields):
+    refused: ClassVar[tuple[str, ...]] = (*OpenAIFields.refused, "suffix")
+
     prompt: Any
     echo: bool | None = None
     logprobs: int | None = None

@@ -1,6 +1,6 @@
 """POST /generate, the native endpoint: SGLang's fields. Its answers are in native_answer."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from pydantic import Field
@@ -93,6 +93,9 @@ SAME = (
 class NativeSampling(Schema):
     """SGLang's sampling_params."""
 
+    refused: ClassVar[tuple[str, ...]] = UNSUPPORTED_SAMPLING
+    no_effect: ClassVar[tuple[str, ...]] = ("spaces_between_special_tokens",)
+
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None
     temperature: float | None = None
@@ -140,6 +143,15 @@ class GenerateRequest(Schema):
     `log_metrics`, `no_logs`, `routing_key` and `conversation_id` ask nothing of a server that logs
     no prompts and has one engine, and have no effect.
     """
+
+    refused: ClassVar[tuple[str, ...]] = UNSUPPORTED_FIELDS
+    no_effect: ClassVar[tuple[str, ...]] = (
+        "log_metrics",
+        "no_logs",
+        "routing_key",
+        "conversation_id",
+    )
+    nested: ClassVar[dict[str, type[Schema]]] = {"sampling_params": NativeSampling}
 
     text: Any = None
     input_ids: Any = None

@@ -1,6 +1,6 @@
 """What /v1/chat/completions and /v1/completions have in common."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from starlette.requests import Request
@@ -45,6 +45,16 @@ def cache_salt(*parts: str | None) -> str:
 class OpenAIFields(SamplingFields):
     """`user`, `metadata`, `safety_identifier`, `prompt_cache_key`, `service_tier` auto and `store`
     false ask nothing of a server that keeps nothing, and have no effect."""
+
+    refused: ClassVar[tuple[str, ...]] = (*UNSUPPORTED, *SGLANG_UNSUPPORTED)
+    no_effect: ClassVar[tuple[str, ...]] = (
+        "user",
+        "metadata",
+        "safety_identifier",
+        "prompt_cache_key",
+        "service_tier",
+        "store",
+    )
 
     model: str | None = None
     stream: bool | None = None

@@ -4,7 +4,7 @@ A score is the probability that a label's token comes next after a text, as SGLa
 """
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from starlette.requests import Request
@@ -27,6 +27,8 @@ Documents = Annotated[list[str], Field(min_length=1, max_length=MAX_ITEMS, fail_
 
 
 class EmbeddingRequest(Schema):
+    no_effect: ClassVar[tuple[str, ...]] = ("user",)
+
     input: Any
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
@@ -35,6 +37,8 @@ class EmbeddingRequest(Schema):
 
 
 class RerankRequest(Schema):
+    no_effect: ClassVar[tuple[str, ...]] = ("user",)
+
     query: str
     documents: Documents
     model: str | None = None
@@ -46,6 +50,8 @@ class RerankRequest(Schema):
 
 class ScoreRequest(Schema):
     """Texts or token ids: `query` is put before each of `items`, or after it (`item_first`)."""
+
+    no_effect: ClassVar[tuple[str, ...]] = ("user",)
 
     query: Any
     items: Any

@@ -9,8 +9,10 @@ from starlette.routing import Route
 
 from inferplane.config import Config
 from inferplane.errors import ConfigError
-from inferplane.server.app import ENDPOINTS, Access, create_app
+from inferplane.server.app import create_app
 from inferplane.server.auth import ApiKey, load_key
+from inferplane.server.endpoint import Access
+from inferplane.server.endpoints import ENDPOINTS
 from inferplane.server.errors import ANTHROPIC
 from inferplane.testing.fake_engine import FakeEngineCore
 from inferplane.testing.inline_client import InlineClient
@@ -27,7 +29,7 @@ def concrete(path: str) -> str:
 
 PATHS = sorted(concrete(e.path) for e in ENDPOINTS)
 ANTHROPIC_PATHS = [e.path for e in ENDPOINTS if e.protocol == ANTHROPIC]
-UNKNOWN = ["/", "/docs", "/redoc", "/openapi.json", "/v1", "/favicon.ico", "/admin", "/metrics/"]
+UNKNOWN = ["/", "/docs", "/redoc", "/v1", "/favicon.ico", "/admin", "/metrics/"]
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from starlette.requests import Request
@@ -60,6 +60,8 @@ class Thinking(Schema):
 class CountRequest(Schema):
     """What a prompt is made of."""
 
+    refused: ClassVar[tuple[str, ...]] = UNSUPPORTED
+
     model: str
     messages: Any
     system: Any = None
@@ -100,6 +102,8 @@ class CountRequest(Schema):
 class MessagesRequest(CountRequest):
     """`metadata`, `service_tier`, cache_control and the budget of `thinking`, which max_tokens
     includes, have no effect. `cache_salt`, `min_p` and `seed` are ours."""
+
+    no_effect: ClassVar[tuple[str, ...]] = ("metadata", "service_tier", "thinking.budget_tokens")
 
     max_tokens: int
     stop_sequences: Stops | None = None

@@ -1,7 +1,7 @@
 """What Ollama's endpoints take, and what a Turn makes of it."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
@@ -33,6 +33,23 @@ UNSUPPORTED_OPTIONS = (
     "repeat_last_n",
     "penalize_newline",
 )
+UNSUPPORTED_ANSWER = ("logprobs", "top_logprobs", "truncate", "shift")
+NO_EFFECT = (
+    "num_ctx",
+    "num_keep",
+    "num_batch",
+    "num_gpu",
+    "main_gpu",
+    "num_thread",
+    "numa",
+    "low_vram",
+    "f16_kv",
+    "logits_all",
+    "vocab_only",
+    "use_mmap",
+    "use_mlock",
+    "embedding_only",
+)
 EFFORTS = ("low", "medium", "high")
 
 
@@ -42,6 +59,9 @@ def _named(value: Any) -> Any:
 
 
 ModelName = Annotated[str, BeforeValidator(_named)]
+
+
+Count = Annotated[int, Field(ge=-1, le=2**31 - 1)]
 
 
 class Options(Schema):
@@ -58,12 +78,12 @@ class Options(Schema):
     seed: int | None = None
     num_predict: int | None = None
     stop: Strings | None = None
-    num_ctx: int | None = None
-    num_keep: int | None = None
-    num_batch: int | None = None
-    num_gpu: int | None = None
-    main_gpu: int | None = None
-    num_thread: int | None = None
+    num_ctx: Count | None = None
+    num_keep: Count | None = None
+    num_batch: Count | None = None
+    num_gpu: Count | None = None
+    main_gpu: Count | None = None
+    num_thread: Count | None = None
     numa: bool | None = None
     low_vram: bool | None = None
     f16_kv: bool | None = None
@@ -100,6 +120,15 @@ SPELLINGS = {
 class Common(Schema):
     """`keep_alive` has no effect: the model stays."""
 
+    refused: ClassVar[tuple[str, ...]] = (
+        *UNSUPPORTED_ANSWER,
+        *(f"options.{n}" for n in UNSUPPORTED_OPTIONS),
+    )
+    no_effect: ClassVar[tuple[str, ...]] = (
+        "keep_alive",
+        *(f"options.{name}" for name in NO_EFFECT),
+    )
+
     model: ModelName
     stream: bool | None = None
     format: Any = None
@@ -112,7 +141,7 @@ class Common(Schema):
     shift: Any = None
 
     def check(self) -> None:
-        refuse_unsupported(self, ("logprobs", "top_logprobs", "truncate", "shift"))
+        refuse_unsupported(self, UNSUPPORTED_ANSWER)
         with renamed(**{name: f"options.{name}" for name in UNSUPPORTED_OPTIONS}):
             refuse_unsupported(self._options, UNSUPPORTED_OPTIONS)
         if self.think not in (None, True, False, *EFFORTS) or type(self.think) in (int, float):
@@ -155,6 +184,14 @@ class ChatRequest(Common):
 
 
 class GenerateRequest(Common):
+    refused: ClassVar[tuple[str, ...]] = (
+        *Common.refused,
+        "suffix",
+        "images",
+        "template",
+        "context",
+    )
+
     prompt: str | None = None
     system: str | None = None
     raw: bool | None = None
@@ -172,6 +209,8 @@ class GenerateRequest(Common):
 
 
 class ShowRequest(Schema):
+    no_effect: ClassVar[tuple[str, ...]] = ("verbose",)
+
     model: ModelName | None = None
     name: ModelName | None = None
     verbose: bool | None = None

@@ -1,7 +1,7 @@
 """What POST /v1/responses takes."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -52,6 +52,15 @@ class ResponseStreamOptions(Schema):
 
 class ResponsesRequest(CommonSampling):
     """`user`, `safety_identifier`, `prompt_cache_key` and `service_tier` have no effect."""
+
+    refused: ClassVar[tuple[str, ...]] = (*UNSUPPORTED, "text.verbosity")
+    no_effect: ClassVar[tuple[str, ...]] = (
+        "user",
+        "safety_identifier",
+        "prompt_cache_key",
+        "service_tier",
+        "stream_options",
+    )
 
     input: Any = None
     model: str | None = None
