@@ -18,6 +18,7 @@ from inferplane.server.messages import checked_messages
 from inferplane.server.openai_fields import UNSUPPORTED, OpenAIFields
 from inferplane.server.sampling import refuse_unsupported, renamed
 from inferplane.server.service import Service, namespace, new_id
+from inferplane.server.shapes import Messages
 from inferplane.server.streaming import EventStream
 from inferplane.server.tools import (
     Tool,
@@ -42,7 +43,7 @@ TEMPLATE_OPTIONS = ("enable_thinking", "thinking", "add_vision_id", "date_string
 class ChatRequest(OpenAIFields):
     refused: ClassVar[tuple[str, ...]] = (*OpenAIFields.refused, *UNSUPPORTED_CHAT)
 
-    messages: list[Any]
+    messages: Messages
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None

@@ -19,13 +19,14 @@ from inferplane.server.openai_fields import UNSUPPORTED, OpenAIFields
 from inferplane.server.prompts import prompts_of
 from inferplane.server.sampling import refuse_unsupported
 from inferplane.server.service import Service, Usage, namespace, new_id, openai_finish
+from inferplane.server.shapes import Prompt
 from inferplane.server.streaming import EventStream
 
 
 class CompletionRequest(OpenAIFields):
     refused: ClassVar[tuple[str, ...]] = (*OpenAIFields.refused, "suffix")
 
-    prompt: Any
+    prompt: Prompt
     echo: bool | None = None
     logprobs: int | None = None
     best_of: int | None = None

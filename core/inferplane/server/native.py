@@ -23,6 +23,7 @@ from inferplane.server.sampling import (
     renamed,
 )
 from inferplane.server.service import Service, namespace, new_id, tenant
+from inferplane.server.shapes import Ids, Text
 from inferplane.server.streaming import EventStream
 
 DEFAULT_MAX_NEW_TOKENS = 128
@@ -153,8 +154,8 @@ class GenerateRequest(Schema):
     )
     nested: ClassVar[dict[str, type[Schema]]] = {"sampling_params": NativeSampling}
 
-    text: Any = None
-    input_ids: Any = None
+    text: Text = None
+    input_ids: Ids = None
     sampling_params: Any = None
     stream: bool | None = None
     incremental_streaming_output: bool | None = None

@@ -14,7 +14,7 @@ from inferplane.server.service import tenant
 PRIORITY_LIMIT = 2**31 - 1
 
 ShortText = Annotated[str, Field(max_length=512)]
-RequestId = Annotated[str, Field(pattern=r"\A[A-Za-z0-9._-]{1,64}\z")]
+RequestId = Annotated[str, Field(pattern="^[A-Za-z0-9._-]{1,64}$")]
 """what a client calls its request, for /abort_request"""
 UNSUPPORTED = ("response_format", "guided_json", "guided_regex", "guided_choice")
 

@@ -1,6 +1,6 @@
 """The OpenAPI description of the server's own endpoints, made from their schemas."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -60,13 +60,18 @@ ERRORS: dict[str, dict[str, Any]] = {
 }
 
 
-def document(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
-    """OpenAPI 3.1."""
+def document(endpoints: Iterable[Endpoint], models: Sequence[str]) -> dict[str, Any]:
+    """OpenAPI 3.1, for a server whose model has these names."""
     schemas: dict[str, Any] = {f"{name}_error": schema for name, schema in ERRORS.items()}
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in endpoints:
         path = compile_path(endpoint.path)[1]
         paths.setdefault(path, {})[endpoint.method.lower()] = _operation(endpoint, path, schemas)
+    for schema in schemas.values():
+        model = schema.get("properties", {}).get("model")
+        if model is not None:
+            options = [{"enum": [*models, "default"]}, {"type": "null"}]
+            model["anyOf"] = options if model.pop("anyOf", None) else options[:1]
     return {
         "openapi": "3.1.0",
         "info": {"title": "inferplane", "version": inferplane.__version__},
@@ -168,4 +173,4 @@ def _kind(value: dict[str, Any]) -> str:
 
 
 async def openapi(service: Service, request: Request) -> Response:
-    return json_response(document(request.app.state.endpoints))
+    return json_response(document(request.app.state.endpoints, service.names))

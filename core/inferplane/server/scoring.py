@@ -4,7 +4,7 @@ A score is the probability that a label's token comes next after a text, as SGLa
 """
 
 import math
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from starlette.requests import Request
@@ -21,6 +21,7 @@ from inferplane.server.openai_fields import ShortText
 from inferplane.server.prompts import prompts_of
 from inferplane.server.sampling import MAX_ITEMS, renamed
 from inferplane.server.service import Service, Usage, namespace
+from inferplane.server.shapes import OnePrompt, Prompt
 
 Labels = Annotated[list[int], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
 Documents = Annotated[list[str], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
@@ -29,7 +30,7 @@ Documents = Annotated[list[str], Field(min_length=1, max_length=MAX_ITEMS, fail_
 class EmbeddingRequest(Schema):
     no_effect: ClassVar[tuple[str, ...]] = ("user",)
 
-    input: Any
+    input: Prompt
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1, le=2**20)] | None = None
@@ -53,8 +54,8 @@ class ScoreRequest(Schema):
 
     no_effect: ClassVar[tuple[str, ...]] = ("user",)
 
-    query: Any
-    items: Any
+    query: OnePrompt
+    items: Prompt
     label_token_ids: Labels
     apply_softmax: bool | None = None
     item_first: bool | None = None

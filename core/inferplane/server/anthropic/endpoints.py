@@ -25,6 +25,7 @@ from inferplane.server.openai_fields import ShortText
 from inferplane.server.refusals import invalid
 from inferplane.server.sampling import MAX_ITEMS, TokenIds, refuse_unsupported, renamed
 from inferplane.server.service import Service, Usage, namespace, new_id, tenant
+from inferplane.server.shapes import UserMessages
 from inferplane.server.streaming import EVENT_STREAM, EventStream, Framing, while_connected
 from inferplane.server.turn import THINKING, Ask, Step, Turn, begin
 
@@ -63,7 +64,7 @@ class CountRequest(Schema):
     refused: ClassVar[tuple[str, ...]] = UNSUPPORTED
 
     model: str
-    messages: Any
+    messages: UserMessages
     system: Any = None
     tools: Any = None
     tool_choice: Any = None

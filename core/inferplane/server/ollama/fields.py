@@ -19,6 +19,7 @@ from inferplane.server.refusals import (
     unsupported,
 )
 from inferplane.server.sampling import Strings, refuse_unsupported, renamed
+from inferplane.server.shapes import MaybeNoMessages
 from inferplane.server.tools import MAX_TOOLS
 from inferplane.server.turn import THINKING
 
@@ -179,7 +180,7 @@ class Common(Schema):
 
 
 class ChatRequest(Common):
-    messages: Any = None
+    messages: MaybeNoMessages = None
     tools: Any = None
 
 

@@ -11,6 +11,7 @@ from inferplane.server.chat import refuse_format
 from inferplane.server.openai_fields import PRIORITY_LIMIT, ShortText
 from inferplane.server.refusals import invalid, kind_of, list_at, object_at, unsupported
 from inferplane.server.sampling import CommonSampling, refuse_unsupported, renamed
+from inferplane.server.shapes import Input
 from inferplane.server.tools import (
     AUTO,
     MAX_TOOLS,
@@ -62,7 +63,7 @@ class ResponsesRequest(CommonSampling):
         "stream_options",
     )
 
-    input: Any = None
+    input: Input = None
     model: str | None = None
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
