@@ -144,7 +144,10 @@ async def _with_engine(config: Config, module: str, run: "Run") -> Tally:
     await client.start(run.show)
     try:
         app = await application(config, open_model(config.model, config.revision), client, None)
-        await run.all(app, min(config.max_running, config.max_queue) or 1)
+        try:
+            await run.all(app, min(config.max_running, config.max_queue) or 1)
+        finally:
+            app.state.service.generator.close()
     finally:
         await client.close()
     return run.tally

@@ -15,7 +15,7 @@ from inferplane.server import body
 from inferplane.server.encode import json_response
 from inferplane.server.logprobs import chat_logprobs, prompt_logprobs
 from inferplane.server.messages import checked_messages
-from inferplane.server.openai_fields import UNSUPPORTED, OpenAIFields
+from inferplane.server.openai_fields import OpenAIFields
 from inferplane.server.sampling import refuse_unsupported, renamed
 from inferplane.server.service import Service, namespace, new_id
 from inferplane.server.shapes import Messages
@@ -64,8 +64,7 @@ class ChatRequest(OpenAIFields):
 
     def check(self) -> None:
         self.check_common()
-        refuse_format(self.response_format)
-        refuse_unsupported(self, UNSUPPORTED_CHAT + UNSUPPORTED[1:])
+        refuse_unsupported(self, UNSUPPORTED_CHAT)
         if self.modalities not in (None, ["text"]):
             raise RequestError(
                 "modalities other than ['text'] are not supported by this server yet.",
@@ -132,6 +131,9 @@ class ChatRequest(OpenAIFields):
             chosen["logprobs"] = self.top_logprobs or 0
         if self.max_completion_tokens is not None:
             chosen["max_tokens"] = self.max_completion_tokens
+        constraint = self.constraint()
+        if constraint is not None:
+            chosen |= constraint[0].fields()
         messages = checked_messages(self.messages)
         tools, choice = self.offered()
         template = self.template_options()
@@ -151,20 +153,6 @@ class ChatRequest(OpenAIFields):
         )
 
 
-def refuse_format(response_format: Any) -> None:
-    """Only plain text so far."""
-    if response_format is None or response_format == {"type": "text"}:
-        return
-    known = isinstance(response_format, dict) and isinstance(response_format.get("type"), str)
-    raise RequestError(
-        "response_format other than {'type': 'text'} is not supported by this server yet."
-        if known
-        else "response_format must be an object with a 'type'.",
-        param="response_format",
-        code="unsupported_parameter" if known else "invalid_type",
-    )
-
-
 async def chat(service: Service, request: Request) -> Response:
     asked = await body.read(request, ChatRequest)
     service.check_model(asked.model)
@@ -174,6 +162,9 @@ async def chat(service: Service, request: Request) -> Response:
         names["max_tokens"] = "max_completion_tokens"
     if asked.functions:
         names |= {"tools": "functions", "tool_choice": "function_call"}
+    constraint = asked.constraint()
+    if constraint is not None:
+        names[constraint[0].kind] = constraint[1]
     with renamed(**names):
         ask = asked.ask(service, namespace(request, asked.salt))
         turn = await begin(service, ask)

@@ -8,9 +8,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from inferplane.errors import RequestError
-from inferplane.sampling_params import MAX_LOGPROBS, SamplingParams
+from inferplane.sampling_params import KINDS, MAX_LOGPROBS, SamplingParams
 from inferplane.server import body
 from inferplane.server.body import Schema
+from inferplane.server.constraints import of_schema, of_structural_tag
 from inferplane.server.native_answer import Answer, Wanted
 from inferplane.server.openai_fields import PRIORITY_LIMIT, RequestId, ShortText, cache_salt
 from inferplane.server.prompts import MAX_PROMPTS, prompts_of
@@ -58,10 +59,6 @@ UNSUPPORTED_FIELDS = (
     "custom_labels",
 )
 UNSUPPORTED_SAMPLING = (
-    "json_schema",
-    "regex",
-    "ebnf",
-    "structural_tag",
     "stop_regex",
     "custom_params",
     "beam_width",
@@ -88,6 +85,8 @@ SAME = (
     "ignore_eos",
     "skip_special_tokens",
     "logit_bias",
+    "regex",
+    "ebnf",
 )
 
 
@@ -117,8 +116,8 @@ class NativeSampling(Schema):
     logit_bias: dict[str, float] | None = None
     stop_regex: Any = None
     json_schema: Any = None
-    regex: Any = None
-    ebnf: Any = None
+    regex: str | None = None
+    ebnf: str | None = None
     structural_tag: Any = None
     custom_params: Any = None
     beam_width: Any = None
@@ -133,6 +132,10 @@ class NativeSampling(Schema):
         }
         if "logit_bias" in said:
             said["logit_bias"] = bias_of(said["logit_bias"])
+        if self.json_schema is not None:
+            said["json_schema"] = of_schema(self.json_schema, "json_schema").text
+        if self.structural_tag is not None:
+            said["structural_tag"] = of_structural_tag(self.structural_tag, "structural_tag").text
         said.setdefault("max_tokens", DEFAULT_MAX_NEW_TOKENS)
         return msgspec.structs.replace(SamplingParams(), **{**defaults, **said})
 
@@ -312,7 +315,7 @@ async def _prepared(service: Service, request: Request, asked: GenerateRequest) 
     names = {
         "prompt": field,
         "logprobs": "top_logprobs_num",
-        **{name: f"sampling_params.{name}" for name in SAME},
+        **{name: f"sampling_params.{name}" for name in (*SAME, *KINDS)},
         **SPELLINGS,
     }
     answer = Answer(
@@ -330,6 +333,7 @@ async def _prepared(service: Service, request: Request, asked: GenerateRequest) 
             params = msgspec.structs.replace(
                 sampling.params(dict(service.defaults)), **wanted[i].params()
             )
+            await service.generator.check(params)
             ids = await service.generator.encode(prompt) if isinstance(prompt, str) else prompt
             samples = service.generator.prepare(
                 [ids],

@@ -7,6 +7,7 @@ from starlette.requests import Request
 
 from inferplane.errors import RequestError
 from inferplane.server.body import Schema
+from inferplane.server.constraints import ConstraintFields
 from inferplane.server.open_requests import Owner
 from inferplane.server.sampling import SamplingFields, refuse_unsupported
 from inferplane.server.service import tenant
@@ -16,7 +17,6 @@ PRIORITY_LIMIT = 2**31 - 1
 ShortText = Annotated[str, Field(max_length=512)]
 RequestId = Annotated[str, Field(pattern="^[A-Za-z0-9._-]{1,64}$")]
 """what a client calls its request, for /abort_request"""
-UNSUPPORTED = ("response_format", "guided_json", "guided_regex", "guided_choice")
 
 
 SGLANG_UNSUPPORTED = (
@@ -42,11 +42,11 @@ def cache_salt(*parts: str | None) -> str:
     return "\0".join(part or "" for part in parts).strip("\0")
 
 
-class OpenAIFields(SamplingFields):
+class OpenAIFields(ConstraintFields, SamplingFields):
     """`user`, `metadata`, `safety_identifier`, `prompt_cache_key`, `service_tier` auto and `store`
     false ask nothing of a server that keeps nothing, and have no effect."""
 
-    refused: ClassVar[tuple[str, ...]] = (*UNSUPPORTED, *SGLANG_UNSUPPORTED)
+    refused: ClassVar[tuple[str, ...]] = SGLANG_UNSUPPORTED
     no_effect: ClassVar[tuple[str, ...]] = (
         "user",
         "metadata",
@@ -80,10 +80,6 @@ class OpenAIFields(SamplingFields):
     lora_path: Any = None
     watermark: Any = None
     priority: Annotated[int, Field(ge=-PRIORITY_LIMIT, le=PRIORITY_LIMIT)] | None = None
-    response_format: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
 
     @property
     def include_usage(self) -> bool:

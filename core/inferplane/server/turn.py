@@ -218,6 +218,7 @@ async def begin(service: Service, ask: Ask) -> Turn:
         separate=ask.separate_reasoning,
         schemas={tool.name: tool.parameters or {} for tool in offered},
     )
+    await generator.check(params)
     samples = generator.prepare(
         [prompt],
         params,

@@ -62,6 +62,17 @@ class TestClient:
         client.chat(model=NAME, messages=MESSAGES, options={"num_predict": -1})
         assert live.core.submitted[-1].max_tokens == 512 - len(submit.prompt)
 
+    def test_formats(self, client: Any, live: LiveServer) -> None:
+        schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+        few = {"num_predict": 1}
+        for form in (schema, "json"):
+            client.chat(model=NAME, messages=MESSAGES, format=form, options=few)
+            found = json.loads(live.core.submitted[-1].params.json_schema or "")
+            assert found == (schema if form == schema else {"type": "object"})
+        with pytest.raises(ollama.ResponseError) as refused:
+            client.generate(model=NAME, prompt="x", format={"type": "x"})
+        assert refused.value.status_code == 400
+
     def test_generate(self, client: Any, live: LiveServer) -> None:
         assert client.generate(model=NAME, prompt="emoji").response == SCRIPT["emoji"]
         assert client.generate(model=NAME, prompt="emoji", raw=True).response == SCRIPT["emoji"]

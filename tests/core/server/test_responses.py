@@ -112,6 +112,25 @@ class TestCreate:
         joined = [entry.token for delta in deltas for entry in delta.logprobs]
         assert joined == [entry.token for entry in part.logprobs[:25]]  # type: ignore[union-attr]
 
+    def test_formats(self, client: OpenAI, server: LiveServer) -> None:
+        schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+        form: Any = {"type": "json_schema", "name": "n", "schema": schema, "strict": True}
+        answer = client.responses.create(
+            model=NAME, input="x", text={"format": form}, max_output_tokens=1
+        )
+        assert json.loads(server.core.submitted[-1].params.json_schema or "") == schema
+        assert answer.text is not None and answer.text.format is not None
+        assert answer.text.format.type == "json_schema"
+        wrong: list[tuple[Any, str]] = [
+            ({**form, "schema": {"type": "x"}}, "text.format.schema"),
+            ({"type": "json_schema", "name": "n"}, "text.format.schema"),
+            ({"type": "xml"}, "text.format"),
+        ]
+        for bad, param in wrong:
+            with pytest.raises(openai.BadRequestError) as refused:
+                client.responses.create(model=NAME, input="x", text={"format": bad})
+            assert refused.value.param == param
+
     def test_refused_by_the_engine(self) -> None:
         with live_server(scripted(), max_queue=0) as server:
             for stream in (False, True):

@@ -70,6 +70,7 @@ async def generate(service: Service, request: Request) -> Response:
         if asked.raw:
             ids = await service.generator.encode(asked.prompt)
             params = asked.params(service.defaults)
+            await service.generator.check(params)
             space = namespace(request, None)
             samples = service.generator.prepare([ids], params, namespace=space)
             usage = Usage(samples)

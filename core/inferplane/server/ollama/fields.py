@@ -3,11 +3,16 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
+import msgspec
 from pydantic import BeforeValidator, Field
 
-from inferplane.sampling_params import SamplingParams
+from inferplane.sampling_params import (
+    Constraint,
+    SamplingParams,
+    json_object_constraint,
+    json_schema_constraint,
+)
 from inferplane.server.body import Schema
-from inferplane.server.chat import refuse_format
 from inferplane.server.messages import MAX_MESSAGES
 from inferplane.server.refusals import (
     invalid,
@@ -114,6 +119,7 @@ SPELLINGS = {
     **{name: f"options.{name}" for name in (*SAME, "stop")},
     "repetition_penalty": "options.repeat_penalty",
     "max_tokens": "options.num_predict",
+    "json_schema": "format",
 }
 """our names -> Ollama's"""
 
@@ -147,8 +153,6 @@ class Common(Schema):
             refuse_unsupported(self._options, UNSUPPORTED_OPTIONS)
         if self.think not in (None, True, False, *EFFORTS) or type(self.think) in (int, float):
             raise invalid("think", f"must be true, false or one of {', '.join(EFFORTS)}")
-        with renamed(response_format="format"):
-            refuse_format(self.response_format)
 
     @property
     def _options(self) -> Options:
@@ -158,15 +162,13 @@ class Common(Schema):
     def streams(self) -> bool:
         return self.stream is not False
 
-    @property
-    def response_format(self) -> Any:
-        """`format` as chat completions spell it."""
+    def constraint(self) -> Constraint | None:
+        """What `format` demands: "json", or a JSON schema."""
         if self.format in (None, ""):
             return None
         if self.format == "json":
-            return {"type": "json_object"}
-        schema = object_at("format", self.format)
-        return {"type": "json_schema", "json_schema": {"name": "format", "schema": schema}}
+            return json_object_constraint()
+        return json_schema_constraint(object_at("format", self.format))
 
     @property
     def effort(self) -> str | None:
@@ -176,7 +178,10 @@ class Common(Schema):
         return dict.fromkeys(THINKING, self.think) if isinstance(self.think, bool) else {}
 
     def params(self, defaults: Mapping[str, Any]) -> SamplingParams:
-        return self._options.params(defaults)
+        params = self._options.params(defaults)
+        constraint = self.constraint()
+        demanded = {} if constraint is None else constraint.fields()
+        return msgspec.structs.replace(params, **demanded)
 
 
 class ChatRequest(Common):

@@ -67,12 +67,16 @@ async def _prepared(service: Service, request: Request, asked: ResponsesRequest)
     chosen: dict[str, Any] = {"max_tokens": asked.max_output_tokens, "logprobs": None}
     if asked.wants_logprobs:
         chosen["logprobs"] = asked.top_logprobs or 0
+    constraint = asked.constraint()
+    if constraint is not None:
+        chosen |= constraint.fields()
     names = {
         "prompt": "input",
         "messages": "input",
         "max_tokens": "max_output_tokens",
         "reasoning_effort": "reasoning.effort",
-        "response_format": "text.format",
+        "json_schema": "text.format.schema",
+        "structural_tag": "tools" if constraint is None else "text.format",
     }
     with renamed(**names):
         ask = Ask(

@@ -5,9 +5,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from inferplane.sampling_params import MAX_LOGPROBS
+from inferplane.sampling_params import MAX_LOGPROBS, Constraint
 from inferplane.server.body import Schema
-from inferplane.server.chat import refuse_format
+from inferplane.server.constraints import of_response_format
 from inferplane.server.openai_fields import PRIORITY_LIMIT, ShortText
 from inferplane.server.refusals import invalid, kind_of, list_at, object_at, unsupported
 from inferplane.server.sampling import CommonSampling, refuse_unsupported, renamed
@@ -110,23 +110,27 @@ class ResponsesRequest(CommonSampling):
                 raise unsupported(f"include[{i}]", f"'{name[:64]}'")
         if self.top_logprobs is not None and not self.wants_logprobs:
             raise invalid("top_logprobs", f"needs '{LOGPROBS}' in include")
-        if self.text is not None:
-            if self.text.verbosity is not None:
-                raise unsupported("text.verbosity", "verbosity")
-            with renamed(response_format="text.format"):
-                refuse_format(self.response_format)
+        if self.text is not None and self.text.verbosity is not None:
+            raise unsupported("text.verbosity", "verbosity")
 
     @property
     def wants_logprobs(self) -> bool:
         return LOGPROBS in (self.include or ())
 
-    @property
-    def response_format(self) -> Any:
-        """`text.format` as chat completions spell it."""
+    def constraint(self) -> Constraint | None:
+        """What `text.format` demands, which chat completions spell a little differently."""
         given = None if self.text is None else self.text.format
-        if not isinstance(given, dict) or given.get("type") != "json_schema":
-            return given
-        return {"type": "json_schema", "json_schema": {k: given[k] for k in given if k != "type"}}
+        if given is None:
+            return None
+        spelled = {"response_format": "text.format"}
+        if isinstance(given, dict) and given.get("type") == "json_schema":
+            spelled["response_format.json_schema.schema"] = "text.format.schema"
+            inner = {name: given[name] for name in given if name != "type"}
+            if inner.get("schema") is None:
+                raise invalid("text.format.schema", "is missing", "missing_required_parameter")
+            given = {"type": "json_schema", "json_schema": inner}
+        with renamed(**spelled):
+            return of_response_format(given)
 
     def checked_tools(self) -> tuple[list[Tool], ToolChoice]:
         tools = []
