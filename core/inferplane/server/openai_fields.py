@@ -30,6 +30,9 @@ SGLANG_UNSUPPORTED = (
     "custom_logit_processor",
     "lora_path",
     "watermark",
+    "moderation",
+    "prompt_cache_options",
+    "prompt_cache_retention",
 )
 
 
@@ -61,7 +64,7 @@ class OpenAIFields(ConstraintFields, SamplingFields):
     stream_options: StreamOptions | None = None
     user: ShortText | None = None
     metadata: Annotated[dict[str, ShortText], Field(max_length=16)] | None = None
-    safety_identifier: ShortText | None = None
+    safety_identifier: Annotated[str, Field(max_length=64)] | None = None
     prompt_cache_key: ShortText | None = None
     service_tier: Literal["auto", "default"] | None = None
     store: bool | None = None
@@ -79,6 +82,9 @@ class OpenAIFields(ConstraintFields, SamplingFields):
     custom_logit_processor: Any = None
     lora_path: Any = None
     watermark: Any = None
+    moderation: Any = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
     priority: Annotated[int, Field(ge=-PRIORITY_LIMIT, le=PRIORITY_LIMIT)] | None = None
 
     @property

@@ -40,6 +40,8 @@ class ReasoningFields(Schema):
     effort: str | None = None
     summary: Literal["auto"] | None = None
     generate_summary: Literal["auto"] | None = None
+    mode: Any = None
+    context: Any = None
 
 
 class TextFields(Schema):
@@ -54,7 +56,12 @@ class ResponseStreamOptions(Schema):
 class ResponsesRequest(CommonSampling):
     """`user`, `safety_identifier`, `prompt_cache_key` and `service_tier` have no effect."""
 
-    refused: ClassVar[tuple[str, ...]] = (*UNSUPPORTED, "text.verbosity")
+    refused: ClassVar[tuple[str, ...]] = (
+        *UNSUPPORTED,
+        "text.verbosity",
+        "reasoning.mode",
+        "reasoning.context",
+    )
     no_effect: ClassVar[tuple[str, ...]] = (
         "user",
         "safety_identifier",
@@ -82,7 +89,7 @@ class ResponsesRequest(CommonSampling):
     truncation: Literal["disabled"] | None = None
     metadata: Annotated[dict[str, ShortText], Field(max_length=16)] | None = None
     user: ShortText | None = None
-    safety_identifier: ShortText | None = None
+    safety_identifier: Annotated[str, Field(max_length=64)] | None = None
     prompt_cache_key: ShortText | None = None
     service_tier: Literal["auto", "default"] | None = None
     cache_salt: ShortText | None = None
@@ -112,6 +119,9 @@ class ResponsesRequest(CommonSampling):
             raise invalid("top_logprobs", f"needs '{LOGPROBS}' in include")
         if self.text is not None and self.text.verbosity is not None:
             raise unsupported("text.verbosity", "verbosity")
+        for name in ("mode", "context"):
+            if getattr(self.reasoning, name, None) is not None:
+                raise unsupported(f"reasoning.{name}", name)
 
     @property
     def wants_logprobs(self) -> bool:
