@@ -59,8 +59,8 @@ CASES: dict[str, tuple[Any, list[Any], list[Any]]] = {
             "type": ["string", "null", "number"],
             "not": {"anyOf": [{"type": "null"}, {"const": "x"}]},
         },
-        ["y", ""],
-        [None, "x", 1],
+        ["y", "", 1],
+        [None, "x"],
     ),
     "not not": ({"not": {"not": {"type": "integer"}}}, [1], ["a", None]),
     "one of, apart": (
