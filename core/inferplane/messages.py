@@ -126,6 +126,8 @@ class Stats(msgspec.Struct, kw_only=True):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    forced_tokens: int = 0
+    """of the output tokens those that a grammar forced, which were not sampled"""
     retractions: int = 0
     finished: int = 0
     aborted: int = 0

@@ -29,6 +29,7 @@ WHITESPACE: dict[str, dict[str, Any]] = {
     "compact": {"whitespace_flexible": False},
     "flexible": {"whitespace_flexible": True, "whitespace_pattern": r"[ \n\r\t]{0,16}"},
 }
+TRIED_TOKENS = 8
 MAX_SEARCHED = 200
 """parts of a refused schema that are tried alone, to name the one at fault"""
 
@@ -86,7 +87,7 @@ class Compiler:
         return grammar
 
     def _try(self, grammar: Grammar) -> None:
-        """GrammarError unless the engine can begin with it."""
+        """GrammarError unless the engine can take some tokens with it."""
         import numpy as np
 
         engine = self._engines.get(grammar.engine)
@@ -94,11 +95,20 @@ class Compiler:
             engine = self._engines[grammar.engine] = open_engine(grammar.engine, self._vocabulary)
         matcher = engine.matcher(grammar.source)
         mask = np.full((1, self._vocabulary.words), -1, np.int32)
-        engine.fill([(matcher, 0)], mask)
-        if matcher.error:
-            raise GrammarError(matcher.error)
-        if not mask.any():
-            raise GrammarError("nothing can satisfy it")
+        for step in range(TRIED_TOKENS):
+            engine.fill([(matcher, 0)], mask)
+            if matcher.error:
+                raise GrammarError(matcher.error)
+            bits = np.unpackbits(mask[0].view(np.uint8), bitorder="little")
+            allowed = np.flatnonzero(bits[: len(self._vocabulary.pieces)])
+            if not len(allowed):
+                raise GrammarError("nothing can satisfy it")
+            token = int(allowed[step * len(allowed) // TRIED_TOKENS])  # all over the vocabulary
+            if token in self._vocabulary.ends:
+                return
+            matcher.accept([token])
+            if matcher.done:
+                return
 
     def _llguidance(self, constraint: Constraint) -> str:
         kind, text = constraint.kind, constraint.text

@@ -17,7 +17,7 @@ MAX_STRUCTURES = 256
 
 def lark_of(text: str, special: Mapping[str, int], options: Mapping[str, Any]) -> str:
     """`special`: texts of tokens that stand for no text; `options` for JSON, see compile."""
-    spec = _parse(text)
+    spec = parse_tags(text)
     rules: list[str] = []
     tags: list[str] = []
     leading: list[str] = []
@@ -47,7 +47,8 @@ def lark_of(text: str, special: Mapping[str, int], options: Mapping[str, Any]) -
     return "\n".join(["%llguidance {}", f"start: {start}", r"FREE: /(.|\n)*/", *rules])
 
 
-def _parse(text: str) -> dict[str, Any]:
+def parse_tags(text: str) -> dict[str, Any]:
+    """The format above, checked; both switches are there."""
     try:
         spec = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,5 +1,7 @@
 """Grammars by xgrammar, an extra: its library needs torch and more."""
 
+import json
+import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ from inferplane.grammar.contract import GrammarError, Matcher, Vocabulary, refus
 from inferplane.grammar.lark import plain_regex
 from inferplane.grammar.schema.document import Unsupported, child
 from inferplane.grammar.schema.lower import lower, parse_schema
+from inferplane.grammar.structural_tag import parse_tags
 from inferplane.sampling_params import Constraint
 
 if TYPE_CHECKING:
@@ -21,11 +24,15 @@ if TYPE_CHECKING:
 CACHE_BYTES = 256 * 2**20
 COMPILE_THREADS = 1
 MAX_SPACES = 16
-EXACT = frozenset(
-    "$schema $ref $defs type const enum properties required additionalProperties items"
-    " prefixItems anyOf minItems maxItems minLength maxLength minimum maximum".split()
-)
-"""keywords that it enforces in every combination; it ignores or approximates others"""
+EXACT = {
+    "object": "properties required additionalProperties",
+    "array": "items prefixItems minItems maxItems",
+    "string": "minLength maxLength",
+    "integer": "minimum maximum",
+}
+"""type -> keywords that it enforces where that is the type; it ignores or approximates others"""
+ANYWHERE = frozenset("$schema $ref $defs type const enum anyOf".split())
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_ .:-]+")
 
 
 def source_of(constraint: Constraint, whitespace: str) -> str:
@@ -49,33 +56,79 @@ def source_of(constraint: Constraint, whitespace: str) -> str:
         elif kind == "ebnf":
             grammar = xgrammar.Grammar.from_ebnf(text)
         else:
-            grammar = xgrammar.Grammar.from_structural_tag(text)
+            grammar = xgrammar.Grammar.from_structural_tag(json.dumps(tag_of(text)))
     except (RuntimeError, ValueError, TypeError) as error:
-        raise refusal(kind, str(error).partition("\n")[0][:300]) from None
+        raise refusal(kind, plain(error)) from None
     source: str = grammar.serialize_json()
     return source
 
 
+def tag_of(text: str) -> Any:
+    """xgrammar's own format as it is, SGLang's in it. Schemas inside are rewritten and checked."""
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError):
+        given = None
+    if isinstance(given, dict) and "format" in given:
+        return _checked(given)
+    spec = parse_tags(text)
+    tags = [
+        {
+            "type": "tag",
+            "begin": tag["begin"],
+            "content": {"type": "json_schema", "json_schema": tag["schema"]},
+            "end": tag["end"],
+        }
+        for tag in spec["structures"]
+    ]
+    switches = {key: spec[key] for key in ("triggers", "at_least_one", "stop_after_first")}
+    inner = {"type": "triggered_tags", "tags": tags, **switches}
+    return _checked({"type": "structural_tag", "format": inner})
+
+
+def _checked(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_checked(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    checked = {key: _checked(item) for key, item in value.items() if key != "json_schema"}
+    if "json_schema" in value:
+        checked["json_schema"] = lower(value["json_schema"])
+        check_exact(checked["json_schema"], "")
+    return checked
+
+
+def plain(error: Exception) -> str:
+    """xgrammar's messages begin with the time and a line of its source."""
+    return re.sub(r"^\[[0-9:]+\] \S+: ", "", str(error)).partition("\n")[0][:300]
+
+
 def check_exact(schema: Any, at: str) -> None:
-    """Unsupported for a keyword of a rewritten schema that is not in EXACT."""
+    """Unsupported for a keyword of a rewritten schema that is not enforced where it is."""
     if not isinstance(schema, dict):
         return
+    kind = schema.get("type")
+    exact = EXACT.get(kind, "").split() if isinstance(kind, str) else []
+    alone = {"$ref", "anyOf", "enum", "const"} & schema.keys()
     for key, value in schema.items():
         where = child(at, key)
-        if key not in EXACT:
-            raise Unsupported(key, where, "is not supported by xgrammar")
+        siblings = schema.keys() - {key, "type", "$schema", "$defs"}
+        if key not in exact and (key not in ANYWHERE or (key in alone and siblings)):
+            raise Unsupported(key, where, "is not supported by xgrammar here")
         if key in ("properties", "$defs"):
             for name, part in value.items():
+                if not PLAIN_NAME.fullmatch(name):
+                    raise Unsupported(key, where, "has a name that xgrammar does not support")
                 check_exact(part, child(where, name))
-        elif isinstance(value, dict) and key in ("items", "additionalProperties"):
+        elif key in ("items", "additionalProperties"):
             check_exact(value, where)
         elif key in ("anyOf", "prefixItems"):
             for index, part in enumerate(value):
                 check_exact(part, child(where, index))
-    if ("$ref" in schema or "anyOf" in schema or "enum" in schema) and len(
-        schema.keys() - {"$schema", "$defs", "type"}
-    ) > 1:
-        raise Unsupported("anyOf", at, "with siblings is not supported by xgrammar")
+    names = schema.get("properties", {})
+    for name in schema.get("required", []):
+        if name not in names:
+            raise Unsupported("required", child(at, "required"), "names an unknown property")
 
 
 class XGrammar:
@@ -101,7 +154,7 @@ class XGrammar:
             grammar = xgrammar.Grammar.deserialize_json(source)
             return XGrammarMatcher(self, self._compiler.compile_grammar(grammar))
         except (RuntimeError, ValueError) as error:
-            raise GrammarError(str(error).partition("\n")[0][:300]) from None
+            raise GrammarError(plain(error)) from None
 
     def longer(self, piece: bytes) -> list[int]:
         """Tokens that begin with these bytes and have more of them."""
@@ -122,7 +175,7 @@ class XGrammar:
             )
         except RuntimeError as error:  # which of them it was is not said
             for matcher, _ in pairs:
-                matcher.error = str(error).partition("\n")[0][:300]
+                matcher.error = plain(error)
 
 
 class XGrammarMatcher:

@@ -194,6 +194,7 @@ class Scheduler:
         request.recount = request.params.has_penalties
         for token in tokens:
             reason = self._append(request, token)
+            self._stats.forced_tokens += 1
             if reason is not None:
                 return self._report(request, reason)
         request.length = len(request.tokens)

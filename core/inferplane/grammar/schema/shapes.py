@@ -98,23 +98,25 @@ class Shapes:
                 return True
         return False
 
-    def disjoint(self, a: Schema, b: Schema, depth: int = 0) -> bool:
-        """No value is valid for both."""
+    def disjoint(
+        self, a: Schema, b: Schema, depth: int = 0, within: frozenset[str] = frozenset(TYPES)
+    ) -> bool:
+        """No value of the types `within` is valid for both."""
         if isinstance(a, bool) or isinstance(b, bool):
             return a is False or b is False
         if self._exhausted() or depth > 8:
             return False
-        common = self.types(a) & self.types(b)
+        common = within & self.types(a) & self.types(b)
         if not common:
             return True
         for one, other in ((a, b), (b, a)):
             for values in self._values(one):
                 if all(self.rejects(one, v) or self.rejects(other, v) for v in values):
                     return True
-            if any(self.disjoint(part, other, depth + 1) for part in self._all(one)):
+            if any(self.disjoint(part, other, depth + 1, common) for part in self._all(one)):
                 return True
             for branches in self._any(one):
-                if all(self.disjoint(branch, other, depth + 1) for branch in branches):
+                if all(self.disjoint(branch, other, depth + 1, common) for branch in branches):
                     return True
         return all(self._disjoint_in(kind, a, b, depth) for kind in common)
 
