@@ -44,8 +44,7 @@ NAMES = ("gpt-6-astra", "gpt-3.5-turbo-instruct")
 REASONS = {
     "does not take this HTTP method": "lists and changes what OpenAI keeps of chat completions, or "
     "deletes a model: not offered",
-    "No such endpoint": "an endpoint that is not offered (stored chat completions, compaction, "
-    "counting of input tokens)",
+    "No such endpoint": "an endpoint that is not offered: stored chat completions, compaction",
     "'text-embedding-3-small' does not exist": "the model served gives no embeddings",
     "'input' is missing": "a response without input; OpenAI takes one with a stored prompt alone",
     "is not supported by this server": "a call with every parameter there is; ours says which is "

@@ -34,6 +34,7 @@ ENDPOINTS = (
     Endpoint("/v1/chat/completions", "POST", chat, KEY, ChatRequest),
     Endpoint("/v1/completions", "POST", completions, KEY, CompletionRequest),
     Endpoint("/v1/responses", "POST", responses.create, KEY, ResponsesRequest),
+    Endpoint("/v1/responses/input_tokens", "POST", responses.count_tokens, KEY, ResponsesRequest),
     Endpoint(RESPONSE, "GET", responses.retrieve, KEY),
     Endpoint(RESPONSE, "DELETE", responses.delete, KEY),
     Endpoint(f"{RESPONSE}/cancel", "POST", responses.cancel, KEY),

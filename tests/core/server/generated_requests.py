@@ -15,6 +15,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": MESSAGES},
     "/v1/completions": {"prompt": "hi"},
     "/v1/responses": {"input": "hi"},
+    "/v1/responses/input_tokens": {"input": "hi"},
     "/v1/embeddings": {"input": "hi"},
     "/v1/rerank": {"query": "hi", "documents": ["a"]},
     "/v1/score": {"query": "hi", "items": ["a"], "label_token_ids": [1]},

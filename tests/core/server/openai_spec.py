@@ -26,6 +26,7 @@ WHOLE = {
     ("GET", "/v1/models"): "ListModelsResponse",
     ("GET", "/v1/models/*"): "Model",
     ("POST", "/v1/responses"): "Response",
+    ("POST", "/v1/responses/input_tokens"): "TokenCountsResource",
     ("GET", "/v1/responses/*"): "Response",
     ("POST", "/v1/responses/*/cancel"): "Response",
     ("GET", "/v1/responses/*/input_items"): "ResponseItemList",
@@ -100,7 +101,7 @@ def violations(name: str, value: Any) -> list[str]:
 
 def pattern_of(path: str) -> str:
     parts = path.split("/")
-    if len(parts) > 3 and parts[2] in ("models", "responses"):
+    if len(parts) > 3 and parts[3] != "input_tokens" and parts[2] in ("models", "responses"):
         parts[3] = "*"
         if parts[2] == "models":
             parts = parts[:4]

@@ -139,6 +139,13 @@ class TestCreate:
                 assert response.status_code == 429
 
 
+def test_input_tokens(client: OpenAI, server: LiveServer) -> None:
+    asked: Any = {"model": NAME, "input": "count", "instructions": "be kind"}
+    counted = client.responses.input_tokens.count(**asked)
+    made = client.responses.create(**asked, max_output_tokens=1)
+    assert made.usage is not None and counted.input_tokens == made.usage.input_tokens
+
+
 class TestStored:
     def test_going_on(self, client: OpenAI, server: LiveServer) -> None:
         first = client.responses.create(

@@ -242,6 +242,13 @@ def _details(service: Service) -> dict[str, Any]:
     }
 
 
+def _capabilities(service: Service) -> list[str]:
+    template = service.generator.tokenizer.chat_template
+    tools = template is not None and template.shows_tools and service.parsers.tools is not None
+    found = {"completion": True, "tools": tools, "thinking": service.parsers.reasoning is not None}
+    return [name for name, has in found.items() if has]
+
+
 async def tags(service: Service, request: Request) -> Response:
     name = service.names[0]
     model = {
@@ -272,7 +279,7 @@ async def show(service: Service, request: Request) -> Response:
                 f"{family}.context_length": info.max_model_len,
                 f"{family}.vocab_size": info.vocab_size,
             },
-            "capabilities": ["completion"],
+            "capabilities": _capabilities(service),
             "modified_at": _time(service.started),
         }
     )

@@ -53,6 +53,15 @@ async def create(service: Service, request: Request) -> Response:
     return json_response(await while_connected(request.receive, job.run()))
 
 
+async def count_tokens(service: Service, request: Request) -> Response:
+    """How many tokens the prompt of such a request has."""
+    asked = await body.read(request, ResponsesRequest)
+    service.check_model(asked.model)
+    asked.check()
+    job = await _prepared(service, request, asked)
+    return json_response({"object": "response.input_tokens", "input_tokens": job.prompt_tokens})
+
+
 async def _prepared(service: Service, request: Request, asked: ResponsesRequest) -> "Job":
     owner = tenant(request)
     history: Sequence[Mapping[str, Any]] = ()
@@ -133,6 +142,10 @@ class Job:
             "model": asked.model or service.names[0],
             **asked.echoed(service.defaults),
         }
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self._turn.usage.prompt
 
     async def run(self) -> dict[str, Any]:
         """The whole response."""
