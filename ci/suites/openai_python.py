@@ -54,7 +54,6 @@ REASONS = {
     "exclude each other": "max_tokens beside max_completion_tokens, or tools beside functions",
     "excludes 'functions'": "tools beside functions, their older form",
     "can be cancelled": "cancels a response that does not run in the background",
-    "a stream cannot be taken up again": "takes up the stream of a stored response",
     "best_of is": "best_of other than n",
     "is not the id of an item": "pages after an item that is not there",
     "'limit' must be": "a page of no items",

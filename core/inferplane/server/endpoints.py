@@ -17,6 +17,10 @@ from inferplane.server.responses.request import ResponsesRequest
 
 KEY = Access.KEY
 RESPONSE = "/v1/responses/{response_id}"
+AGAIN: dict[str, dict[str, Any]] = {
+    "stream": {"type": "boolean"},
+    "starting_after": {"type": "integer", "minimum": 0},
+}
 PAGES: dict[str, dict[str, Any]] = {
     "limit": {"type": "integer", "minimum": 1, "maximum": responses.MAX_LISTED},
     "order": {"enum": ["asc", "desc"]},
@@ -35,7 +39,7 @@ ENDPOINTS = (
     Endpoint("/v1/completions", "POST", completions, KEY, CompletionRequest),
     Endpoint("/v1/responses", "POST", responses.create, KEY, ResponsesRequest),
     Endpoint("/v1/responses/input_tokens", "POST", responses.count_tokens, KEY, ResponsesRequest),
-    Endpoint(RESPONSE, "GET", responses.retrieve, KEY),
+    Endpoint(RESPONSE, "GET", responses.retrieve, KEY, query=AGAIN),
     Endpoint(RESPONSE, "DELETE", responses.delete, KEY),
     Endpoint(f"{RESPONSE}/cancel", "POST", responses.cancel, KEY),
     Endpoint(f"{RESPONSE}/input_items", "GET", responses.input_items, KEY, query=PAGES),

@@ -115,6 +115,7 @@ def check(method: str, path: str, status: int, kind: str, body: bytes) -> list[s
     if status >= 400:
         return violations("ErrorResponse", json.loads(body))
     if kind.startswith("text/event-stream"):
+        path = "/v1/responses" if path.startswith("/v1/responses/") else path
         found = []
         for line in body.decode().split("\n"):
             if not line.startswith("data: ") or line == "data: [DONE]":

@@ -18,6 +18,7 @@ from inferplane.server.logprobs import chat_logprobs
 from inferplane.server.refusals import invalid
 from inferplane.server.responses.items import Conversation
 from inferplane.server.responses.output import Event, Output
+from inferplane.server.responses.replay import replay
 from inferplane.server.responses.request import ResponsesRequest
 from inferplane.server.responses.store import Stored
 from inferplane.server.sampling import renamed
@@ -262,10 +263,30 @@ def _stored(service: Service, request: Request) -> Stored:
 
 
 async def retrieve(service: Service, request: Request) -> Response:
+    """As it is; or with `stream` its events, once it has ended, those after a number or all."""
     stored = _stored(service, request)
-    if request.query_params.get("stream", "false") != "false":
-        raise invalid("stream", "is not supported here: a stream cannot be taken up again")
-    return json_response(stored.resource)
+    stream = request.query_params.get("stream", "false")
+    if stream not in ("true", "false"):
+        raise invalid("stream", "must be true or false")
+    after = request.query_params.get("starting_after", "-1")
+    if not (after == "-1" or (after.isascii() and after.isdigit() and len(after) < 10)):
+        raise invalid("starting_after", "must be the number of an event")
+    if stream == "false":
+        return json_response(stored.resource)
+    return EventStream(request, _replayed(service, request, stored, int(after)), EVENTS)
+
+
+async def _replayed(
+    service: Service, request: Request, stored: Stored, after: int
+) -> AsyncGenerator[Event, None]:
+    if stored.task is not None:
+        await asyncio.wait([stored.task])
+        stored = _stored(service, request)
+    events = list(replay(stored.resource))[after + 1 :]
+    if not events:
+        raise invalid("starting_after", "is the number of the last event, or more")
+    for event in events:
+        yield event
 
 
 async def delete(service: Service, request: Request) -> Response:
