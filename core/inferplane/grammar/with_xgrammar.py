@@ -244,7 +244,7 @@ class XGrammarMatcher:
         """The mask of the next token, i32[words]."""
         mask = np.full((1, self._engine.vocabulary.words), -1, np.int32)
         self.inner.fill_next_token_bitmask(torch.from_numpy(mask), 0)
-        row: "NDArray[int32]" = mask[0]
+        row: NDArray[int32] = mask[0]
         return row
 
     @property

@@ -122,3 +122,12 @@ def test_the_backend_can_be_chosen(tiny_folder: Path, backends: Path) -> None:
     with Engine(str(tiny_folder), **settings) as other:
         (result,) = other.generate("x", {"regex": "[0-9]{3}-(?:yes|no)"})
         assert re.fullmatch("[0-9]{3}-(?:yes|no)", result.text)
+
+
+def test_a_grammar_that_becomes_too_complex_ends_its_request(engine: Engine) -> None:
+    """Its limits are those of each step: they show only when the output is there."""
+    pattern = "((((a{1,100}){1,100}){1,100}){1,100}){1,100}"
+    with pytest.raises(RequestError, match="too complex") as caught:
+        engine.generate("x", {"regex": pattern, "max_tokens": 100})
+    assert (caught.value.status, caught.value.param) == (400, "regex")
+    assert engine.generate("x", {"regex": "a+", "max_tokens": 3})[0].text == "aaa"
