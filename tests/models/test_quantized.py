@@ -250,6 +250,9 @@ def test_schemes_without_a_kernel_become_dense(tmp_path: Path) -> None:
     int8 = Scheme(weight="int8", group=32)
     assert schemes(some) == {"linear": {None, int8}, "logits": {int8}}
     assert some.engine.loaded.config.quantization == "auto"
+    asked = serve(source, plugins(None), quantization="int4")
+    coarse = Scheme(weight="int4", group=128, asymmetric=True)  # of what is stored in 8 bits
+    assert schemes(asked)["linear"] == {coarse, Scheme(weight="int4", group=32)}
     forced = serve(source, plugins(every), op=["linear=reference"])  # the same numbers as kernels
     assert schemes(forced)["linear"] == {int8, Scheme(weight="int4", group=32)}
 
