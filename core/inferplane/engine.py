@@ -16,6 +16,7 @@ from inferplane.grammar.running import Grammars, Move
 from inferplane.grammar.vocabulary import vocabulary_of
 from inferplane.hw.batch import StepPlan
 from inferplane.messages import (
+    GRAMMAR_ERROR,
     Abort,
     FlushCache,
     FromEngine,
@@ -223,7 +224,7 @@ class EngineCore:
         if move.forced:
             output = self.scheduler.extend(request_id, move.forced)
         if output is None and (move.done or move.error is not None):
-            output = self.scheduler.end(request_id, move.error and f"grammar: {move.error}")
+            output = self.scheduler.end(request_id, move.error and GRAMMAR_ERROR + move.error)
         return self._ended([output]) if output else []
 
     def _ended(self, outputs: Iterable[Output]) -> list[FromEngine]:

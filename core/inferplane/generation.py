@@ -19,7 +19,7 @@ from inferplane.errors import RequestError
 from inferplane.grammar.compile import Choices
 from inferplane.grammar.trial import Trials
 from inferplane.grammar.vocabulary import vocabulary_of
-from inferplane.messages import ModelInfo, Output, Submit, TokenLogprobs
+from inferplane.messages import GRAMMAR_ERROR, ModelInfo, Output, Submit, TokenLogprobs
 from inferplane.sampling_params import KINDS, SamplingParams
 from inferplane.text.detokenizer import Detokenizer
 from inferplane.text.tokenizer import Tokenizer
@@ -128,6 +128,15 @@ class Sample:
         )
 
     def push(self, output: Output) -> Delta:
+        if output.finish_reason == "error" and (output.error or "").startswith(GRAMMAR_ERROR):
+            why = (output.error or "").removeprefix(GRAMMAR_ERROR)
+            constraint = self.submit.params.constraint
+            kind = constraint.kind if constraint else "the constraint"
+            raise RequestError(
+                f"{kind} is too complex to go on with: {why}",
+                param=kind,
+                code="grammar_too_complex",
+            )
         if output.finish_reason == "error":
             log.error("a sequence failed in the engine: %s", output.error)
             raise RequestError("The engine failed.", code="engine_error", status=500)

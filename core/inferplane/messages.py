@@ -86,6 +86,10 @@ class Progress(msgspec.Struct, tag="progress"):
     text: str
 
 
+GRAMMAR_ERROR = "grammar: "
+"""how the `error` of an Output begins if the request's own constraint was at fault"""
+
+
 class Output(msgspec.Struct, tag="output", kw_only=True):
     """New tokens of one sequence. Exactly one Output of a sequence has a `finish_reason`.
 

@@ -83,6 +83,7 @@ class Engine:
     ) -> None:
         """`progress` gets (bytes, all bytes) while weights are read. Raises InferplaneError."""
         self.config = make_config(model, config)
+        grammars = Choices(self.config.grammar_backend, self.config.json_whitespace)
         source = open_model(model, self.config.revision)
         self.tokenizer = source.tokenizer(self.config.chat_template)
         self._defaults = sampling_defaults(source.generation_config)
@@ -93,7 +94,6 @@ class Engine:
             self._background.close()
             raise
         self.config = client.core.loaded.config
-        grammars = Choices(self.config.grammar_backend, self.config.json_whitespace)
         self.generator = Generator(client, self.tokenizer, grammars=grammars)
         self._close = weakref.finalize(self, _close, self._background, client, self.generator)
 

@@ -3,12 +3,13 @@
 Runs where it may take time and memory, and be killed: see trial_worker.
 """
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from inferplane.errors import RequestError
+from inferplane.errors import ConfigError, RequestError
 from inferplane.grammar.contract import (
     LLGUIDANCE,
     XGRAMMAR,
@@ -41,6 +42,13 @@ class Choices:
     backend: str = "auto"
     whitespace: str = "compact"
 
+    def __post_init__(self) -> None:
+        if self.backend == XGRAMMAR and importlib.util.find_spec(XGRAMMAR) is None:
+            raise ConfigError(
+                "--grammar-backend is xgrammar, which is not installed:"
+                " pip install inferplane[xgrammar]"
+            )
+
 
 class Compiler:
     """Compiles for one vocabulary."""
@@ -65,9 +73,8 @@ class Compiler:
                 return self._with(name, constraint)
             except RequestError as error:
                 first = first or error
-            except ImportError:  # the extra is not installed
-                if len(names) == 1:
-                    raise refusal(constraint.kind, f"{name} is not installed") from None
+            except ImportError:
+                pass  # auto, and the extra is not installed
         assert first is not None
         raise first
 

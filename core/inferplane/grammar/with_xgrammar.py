@@ -136,7 +136,10 @@ class XGrammar:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
-        self._sorted = sorted((p, i) for i, p in enumerate(vocabulary.pieces) if p)
+        texts = [b"" if i in vocabulary.special else p for i, p in enumerate(vocabulary.pieces)]
+        self.longest = max(map(len, texts))
+        self._sorted = sorted(filter(None, texts))
+        self._first = np.array([piece[0] if piece else -1 for piece in texts])
         hidden = vocabulary.special - vocabulary.ends
         self._info = xgrammar.TokenizerInfo(
             [b"" if i in hidden else piece for i, piece in enumerate(vocabulary.pieces)],
@@ -156,14 +159,19 @@ class XGrammar:
         except (RuntimeError, ValueError) as error:
             raise GrammarError(plain(error)) from None
 
-    def longer(self, piece: bytes) -> list[int]:
-        """Tokens that begin with these bytes and have more of them."""
-        at = bisect_left(self._sorted, (piece + b"\0", -1))
-        found = []
-        while at < len(self._sorted) and self._sorted[at][0].startswith(piece):
-            found.append(self._sorted[at][1])
+    def grows(self, piece: bytes, following: set[int]) -> bool:
+        """A token begins with these bytes, and then has one of the bytes that may follow."""
+        at = bisect_left(self._sorted, piece + b"\0")
+        while at < len(self._sorted) and self._sorted[at].startswith(piece):
+            if self._sorted[at][len(piece)] in following:
+                return True
             at += 1
-        return found
+        return False
+
+    def first_bytes(self, mask: "NDArray[int32]") -> set[int]:
+        """With which bytes the tokens of a mask, i32[words], begin; not its ends of sequence."""
+        bits = np.unpackbits(mask.view(np.uint8), bitorder="little")[: len(self._first)]
+        return set(self._first[bits.astype(bool)].tolist()) - {-1}
 
     def fill(self, rows: Sequence[tuple[Matcher, int]], mask: "NDArray[int32]") -> None:
         pairs = [(m, row) for m, row in rows if isinstance(m, XGrammarMatcher)]
@@ -209,41 +217,41 @@ class XGrammarMatcher:
             joint = encode(before + text)
             if joint[0] == self._last and before + text == _text(joint, pieces):
                 tokens = joint[1:]
-        rest, cut = b"", len(tokens)
-        for at in reversed(range(len(tokens))):  # leave what may merge with what follows
-            rest = pieces[tokens[at]] + rest
-            longer = self._engine.longer(rest)
-            if longer and self._allows(tokens[:at], longer):
-                cut = at
-        return tokens[:cut]
+        return self._settled(tokens, text.encode())
 
-    def _allows(self, tokens: list[int], candidates: list[int]) -> bool:
-        """One of the candidates may come after the tokens."""
+    def _settled(self, tokens: list[int], text: bytes) -> list[int]:
+        """The first of the text's tokens: those that end before any place from which a longer
+        token might lead beyond the text."""
         for count, token in enumerate(tokens):
             if not self.inner.accept_token(token):
                 self.inner.rollback(count)
-                return True  # not to be relied on: leave them to be sampled
-        mask = self._next()
-        if tokens:
-            self.inner.rollback(len(tokens))
-        return any(mask[c // 32] >> (c % 32) & 1 for c in candidates)
+                return []  # not to be relied on: leave them to be sampled
+        following = self._engine.first_bytes(self._next())
+        self.inner.rollback(len(tokens))
+        places = range(max(0, len(text) - self._engine.longest), len(text))
+        open_from = next((at for at in places if self._engine.grows(text[at:], following)), None)
+        if open_from is None:
+            return tokens
+        settled, end = list[int](), 0
+        for token in tokens:
+            end += len(self._engine.vocabulary.pieces[token])
+            if end > open_from:
+                break
+            settled.append(token)
+        return settled
 
-    def _next(self) -> list[int]:
-        """The words of the mask."""
+    def _next(self) -> "NDArray[int32]":
+        """The mask of the next token, i32[words]."""
         mask = np.full((1, self._engine.vocabulary.words), -1, np.int32)
         self.inner.fill_next_token_bitmask(torch.from_numpy(mask), 0)
-        return mask[0].tolist()  # type: ignore[no-any-return]
+        row: NDArray[int32] = mask[0]
+        return row
 
     @property
     def done(self) -> bool:
         if self.inner.is_terminated():
             return True
-        if not self.inner.is_completed():
-            return False
-        mask = self._next()
-        for end in self._engine.vocabulary.ends:
-            mask[end // 32] &= ~(1 << (end % 32))
-        return not any(word & 0xFFFFFFFF for word in mask)
+        return self.inner.is_completed() and not self._engine.first_bytes(self._next())
 
     @property
     def may_end(self) -> bool:

@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+import msgspec
+
 from inferplane.errors import RequestError
 from inferplane.grammar.schema.negate import escape
 from inferplane.sampling_params import Constraint, json_object_constraint, json_schema_constraint
@@ -24,7 +26,7 @@ MAX_CHOICES = 1024
 
 
 class ConstraintFields(Schema):
-    """At most one of them may be set."""
+    """At most one of them may be set; `constrain_after` is the text behind which it holds."""
 
     response_format: Any = None
     json_schema: Any = None
@@ -35,6 +37,7 @@ class ConstraintFields(Schema):
     guided_regex: Any = None
     guided_choice: Any = None
     guided_grammar: Any = None
+    constrain_after: str | None = None
 
     def constraint(self) -> tuple[Constraint, str] | None:
         """The constraint and the field that it comes from. RequestError if it has no sense."""
@@ -47,7 +50,16 @@ class ConstraintFields(Schema):
                 param=second,
                 code="invalid_value",
             )
-        return found[0] if found else None
+        if not found and self.constrain_after:
+            raise RequestError(
+                "constrain_after needs a constraint that it puts off",
+                param="constrain_after",
+                code="invalid_value",
+            )
+        if not found:
+            return None
+        (constraint, name), after = found[0], self.constrain_after or ""
+        return msgspec.structs.replace(constraint, after=after), name
 
     def _of(self, name: str) -> Constraint | None:
         value = getattr(self, name)

@@ -87,6 +87,7 @@ SAME = (
     "logit_bias",
     "regex",
     "ebnf",
+    "constrain_after",
 )
 
 
@@ -118,6 +119,7 @@ class NativeSampling(Schema):
     json_schema: Any = None
     regex: str | None = None
     ebnf: str | None = None
+    constrain_after: str | None = None
     structural_tag: Any = None
     custom_params: Any = None
     beam_width: Any = None

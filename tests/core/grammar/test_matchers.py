@@ -165,26 +165,27 @@ def test_forced_text(bench: Bench) -> None:
     assert forced > 2 * sampled
 
 
-def test_forced_text_does_not_take_what_may_grow(demo_model: ModelSource) -> None:
-    """A token that begins with the end of the forced text may go on with what is free."""
-    tokenizer = demo_model.tokenizer()
-    for name in ENGINES:
-        if name == "xgrammar":
-            pytest.importorskip("xgrammar", reason="the extra xgrammar is not installed")
-        bench = Bench(name, vocabulary_of(tokenizer, tokenizer.vocab_size))
-        schema = {
-            "type": "object",
-            "properties": {"key": {"type": "string"}},
-            "required": ["key"],
-            "additionalProperties": False,
-        }
-        forced = bench.start(json_schema_constraint(schema)).forced()
-        whole, text = b'{"key":"', b"".join(bench.vocabulary.pieces[t] for t in forced)
-        assert whole.startswith(text) and text != whole
-        rest = whole.removeprefix(text)
-        ends = [rest[at:] for at in range(len(rest))]
-        pieces = bench.vocabulary.pieces
-        assert any(p.startswith(end) and p != end for p in pieces for end in ends)
+VALUES: dict[str, list[Any]] = {
+    "string": ["", "a", "the", " x", "\u00e9", "-", "://", "1", "name", "]"],
+    "integer": [0, 7, -3, 12345],
+    "boolean": [True, False],
+    "array": [[], [1], ["a"], [[]]],
+}
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_forced_text_is_tokenized_as_the_whole_text_is(bench: Bench, kind: str) -> None:
+    """Whatever follows: the forced tokens are the first ones of every text that the grammar has."""
+    schema = {
+        "type": "object",
+        "properties": {"a long key": {"type": kind}},
+        "required": ["a long key"],
+        "additionalProperties": False,
+    }
+    forced = bench.start(json_schema_constraint(schema)).forced()
+    for value in VALUES[kind]:
+        text = json.dumps({"a long key": value}, separators=(",", ":"), ensure_ascii=False)
+        assert bench.vocabulary.encode(text)[: len(forced)] == forced
 
 
 @pytest.mark.parametrize("kind", ["bytes", "demo"])

@@ -134,6 +134,7 @@ OPENAI_FIELDS: dict[str, list[Any]] = {
     "guided_regex": [1, "[", "a{2,1}"],
     "ebnf": [1, "start: (", "root ::= (", "start: missing"],
     "guided_grammar": [{}, "x"],
+    "constrain_after": [1, "x"],
     "guided_choice": ["a", [], [""], [1], ["x"] * 1025],
     "structural_tag": [1, "x", {}, {"structures": [], "triggers": ["x"]}],
     "no_such_field": [1, None],

@@ -31,6 +31,7 @@ OPENAI: list[tuple[dict[str, Any], Constraint]] = [
     ({"guided_regex": "a+"}, Constraint("regex", "a+")),
     ({"guided_choice": ["yes.", "no"]}, Constraint("regex", r"(?:yes\.)|(?:no)")),
     ({"ebnf": 'root ::= "a"'}, Constraint("ebnf", 'root ::= "a"')),
+    ({"regex": "a", "constrain_after": "</t>"}, Constraint("regex", "a", "</t>")),
     ({"guided_grammar": 'start: "a"'}, Constraint("ebnf", 'start: "a"')),
     ({"structural_tag": TAG}, Constraint("structural_tag", json.dumps(TAG))),
     (
@@ -42,6 +43,7 @@ NATIVE: list[tuple[dict[str, Any], Constraint]] = [
     ({"json_schema": json.dumps(SCHEMA)}, Constraint("json_schema", json.dumps(SCHEMA))),
     ({"json_schema": SCHEMA}, Constraint("json_schema", json.dumps(SCHEMA))),
     ({"regex": "a+"}, Constraint("regex", "a+")),
+    ({"regex": "a", "constrain_after": "</t>"}, Constraint("regex", "a", "</t>")),
     ({"ebnf": 'root ::= "a"'}, Constraint("ebnf", 'root ::= "a"')),
     ({"structural_tag": json.dumps(TAG)}, Constraint("structural_tag", json.dumps(TAG))),
 ]
