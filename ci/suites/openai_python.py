@@ -5,7 +5,7 @@
 The tests come from the source distribution on the package index and run in an environment of their
 own, which is kept in ~/.cache. They were written for a mock server that answers anything, so some
 ask for what a real server cannot have. Each test that does not pass must fail for one of the
-REASONS; the counts are in openai_python.json beside this file, and passes may only grow. --write
+REASONS; the counts are in openai_python.ratchet.json beside this file, and passes may only grow. --write
 writes that file anew.
 """
 
@@ -27,7 +27,7 @@ from inferplane.server.responses.store import ResponseStore, Stored  # noqa: E40
 from tests.core.server import live_server  # noqa: E402
 
 VERSION = "3.54.0"
-COUNTS = Path(__file__).with_suffix(".json")
+COUNTS = Path(__file__).with_suffix(".ratchet.json")
 CACHE = Path.home() / ".cache/inferplane/openai-python"
 NEEDS = ["pytest", "pytest-asyncio", "pytest-xdist", "rich", "inline-snapshot", "aiohttp"]
 NEEDS += ["httpx-aiohttp", "httpx2", "httpx"]

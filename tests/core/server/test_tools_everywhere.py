@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import openai
+import pydantic
 import pytest
 
 from tests.core.server.live_server import NAME
@@ -107,3 +108,22 @@ def test_ollama() -> None:
         client.chat(**{**ask, "messages": said})
         prompt = live.service.generator.tokenizer.decode(live.core.submitted[-1].prompt)
         assert "sun" in prompt
+
+
+class Weather(pydantic.BaseModel):
+    city: str
+
+
+def test_responses_parsed_by_the_client() -> None:
+    with (
+        saying('{"city": "Köln"}') as live,
+        openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        parsed = client.responses.parse(model=NAME, input="hi", text_format=Weather)
+        assert parsed.output_parsed == Weather(city="Köln")
+        schema = json.loads(live.core.submitted[-1].params.json_schema or "")
+        assert schema["properties"]["city"]["type"] == "string"
+        with client.responses.stream(model=NAME, input="hi", text_format=Weather) as stream:
+            for _ in stream:
+                pass
+            assert stream.get_final_response().output_parsed == Weather(city="Köln")
