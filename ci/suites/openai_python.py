@@ -5,8 +5,8 @@
 The tests come from the source distribution on the package index and run in an environment of their
 own, which is kept in ~/.cache. They were written for a mock server that answers anything, so some
 ask for what a real server cannot have. Each test that does not pass must fail for one of the
-REASONS; the counts are in openai_python.ratchet.json beside this file, and passes may only grow. --write
-writes that file anew.
+REASONS; the counts are in openai_python.ratchet.json beside this file, and passes may only grow.
+--write writes that file anew.
 """
 
 import argparse
