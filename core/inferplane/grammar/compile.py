@@ -56,25 +56,25 @@ class Compiler:
     def __init__(self, vocabulary: Vocabulary, choices: Choices) -> None:
         self._vocabulary = vocabulary
         self._choices = choices
+        installed = importlib.util.find_spec(XGRAMMAR) is not None
+        every = (LLGUIDANCE, XGRAMMAR) if installed else (LLGUIDANCE,)
+        self._names = every if choices.backend == "auto" else (choices.backend,)
         self._json = WHITESPACE[choices.whitespace]
         self._engines: dict[str, Engine] = {}
 
     def warm_up(self) -> None:
         """Load what compiling needs, so that it is in nobody's time limit."""
-        self.compile(Constraint("regex", "a"))
+        for name in self._names:
+            self._with(name, Constraint("regex", "a"))
 
     def compile(self, constraint: Constraint) -> Grammar:
         """RequestError names the field, and for schemas the keyword and its JSON pointer."""
-        backend = self._choices.backend
-        names = (LLGUIDANCE, XGRAMMAR) if backend == "auto" else (backend,)
         first: RequestError | None = None
-        for name in names:
+        for name in self._names:
             try:
                 return self._with(name, constraint)
             except RequestError as error:
                 first = first or error
-            except ImportError:
-                pass  # auto, and the extra is not installed
         assert first is not None
         raise first
 
@@ -99,7 +99,9 @@ class Compiler:
 
         engine = self._engines.get(grammar.engine)
         if engine is None:
-            engine = self._engines[grammar.engine] = open_engine(grammar.engine, self._vocabulary)
+            engine = self._engines[grammar.engine] = open_engine(
+                grammar.engine, self._vocabulary, keep=False
+            )
         matcher = engine.matcher(grammar.source)
         mask = np.full((1, self._vocabulary.words), -1, np.int32)
         for step in range(TRIED_TOKENS):

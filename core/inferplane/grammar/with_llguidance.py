@@ -28,7 +28,9 @@ def limits() -> Any:
 class LLGuidance:
     """The engine for one vocabulary."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, keep: bool = True) -> None:
+        """`keep`: remember compiled grammars, as the sequences of a request have equal ones."""
+        self._keep = keep
         self._tokenizer = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(_Tokens(vocabulary)),
             n_vocab=len(vocabulary.pieces),
@@ -45,6 +47,8 @@ class LLGuidance:
             start = llguidance.LLMatcher(self._tokenizer, source, log_level=0, limits=self._limits)
             if start.is_error():
                 raise GrammarError(first_line(start.get_error()))
+            if not self._keep:
+                return LLGuidanceMatcher(start)
             self._start[source] = start
             self._cached_bytes += len(source)
             while self._cached_bytes > MOST_CACHED_BYTES and len(self._start) > 1:

@@ -134,7 +134,7 @@ def check_exact(schema: Any, at: str) -> None:
 class XGrammar:
     """The engine for one vocabulary."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, keep: bool = True) -> None:
         self.vocabulary = vocabulary
         texts = [b"" if i in vocabulary.special else p for i, p in enumerate(vocabulary.pieces)]
         self.longest = max(map(len, texts))
@@ -148,7 +148,10 @@ class XGrammar:
             stop_token_ids=sorted(vocabulary.ends),
         )
         self._compiler = xgrammar.GrammarCompiler(
-            self._info, max_threads=COMPILE_THREADS, cache_limit_bytes=CACHE_BYTES
+            self._info,
+            max_threads=COMPILE_THREADS,
+            cache_enabled=keep,
+            cache_limit_bytes=CACHE_BYTES,
         )
         self._batch = xgrammar.BatchGrammarMatcher()
 
