@@ -47,7 +47,6 @@ class Grammars:
         self._load = load
         self._open = open
         self._pool = ThreadPoolExecutor(BUILDERS, "grammar")
-        self._filler = ThreadPoolExecutor(1, "grammar-masks")
         self._lock = threading.Lock()  # of what builders share
         self._vocabulary: Vocabulary | None = None
         self._engines: dict[str, Engine] = {}
@@ -57,7 +56,6 @@ class Grammars:
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._filler.shutdown(wait=True, cancel_futures=True)
 
     def __contains__(self, request_id: object) -> bool:
         return request_id in self._running
@@ -118,12 +116,6 @@ class Grammars:
                 mask[row] = -1
                 failed.append((request_id, error))
         return failed
-
-    def start_fill(
-        self, request_ids: Sequence[str | None], mask: "NDArray[int32]"
-    ) -> "Future[list[tuple[str, str]]]":
-        """The same in another thread. No other call is allowed until it is done."""
-        return self._filler.submit(self.fill, request_ids, mask)
 
     def any(self, request_ids: Iterable[str | None]) -> bool:
         return bool(self._running) and any(i in self._running for i in request_ids)
