@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 MAX_SPLITS = 32
 SPLIT_KEYS = 64
 """a part of a split sequence is not made shorter than this"""
-COUNTERS = 1 << 14
-"""sequences times key heads that can be split; more of them keep the device busy unsplit"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +29,7 @@ class Tiles:
 
 def prefill_tiles(spec: AttentionSpec) -> Tiles:
     """In deterministic mode every tile of every batch is computed by the same instructions."""
-    if spec.kv.head_dim > 128:
-        return Tiles(rows=64, block=32)
-    if spec.dtype == "float32" or spec.determinism == "batch":
-        return Tiles(rows=64)
-    return Tiles(rows=128, warps=8)
+    return Tiles(rows=64, block=64 if spec.kv.head_dim <= 128 else 32, stages=2)
 
 
 def decode_tiles(spec: AttentionSpec) -> Tiles:
@@ -81,8 +75,6 @@ class _Attention:
     def __init__(
         self, spec: AttentionSpec, ctx: BuildContext, prefill: Tiles, decode: Tiles
     ) -> None:
-        import torch
-
         kv = spec.kv
         self._spec = spec
         self._handle = ctx.kv(spec.layer)
@@ -92,8 +84,7 @@ class _Attention:
         self._prefill, self._decode = prefill, decode
         self._tokens = max(prefill.rows // next_power(shared), 1)
         self._rows = max(self._tokens * next_power(shared), 16)
-        words = ctx.device.workspace("triton.attention.count", 4 * COUNTERS)
-        self._count = words[: 4 * COUNTERS].view(torch.int32).zero_()
+        self._early = overlapped(ctx.device)
         self._common: dict[str, Any] = {
             "HEADS": spec.num_heads,
             "SHARED": shared,
@@ -103,7 +94,7 @@ class _Attention:
             "WINDOW": spec.window,
             "SOFTCAP": spec.softcap,
             "SINKS": spec.sinks,
-            **overlapped(ctx.device),
+            **self._early,
         }
 
     def run(self, q: "Tensor", batch: ForwardBatch, sinks: "Tensor | None" = None) -> "Tensor":
@@ -151,8 +142,6 @@ class _Attention:
         visible = min(batch.max_kv, spec.window or batch.max_kv)
         wanted = self._decode.share * self._cores // (seqs * kv.num_kv_heads)
         splits = max(1, min(wanted, -(-visible // SPLIT_KEYS), MAX_SPLITS))
-        if seqs * kv.num_kv_heads > self._count.numel():
-            splits = 1
         part = lse = out
         if splits > 1:
             shape = (seqs, spec.num_heads, splits)
@@ -160,11 +149,17 @@ class _Attention:
             lse = q.new_empty(shape, dtype=torch.float32)
         keys, values, table, strides = self._pages(batch)
         kernels.split[seqs, kv.num_kv_heads, splits](
-            q, keys, values, out, part, lse, self._count, sinks, table, batch.seq_len,
-            batch.q_start, splits, q.stride(0), out.stride(0), *strides, spec.scale,
+            q, keys, values, out, part, lse, sinks, table, batch.seq_len, batch.q_start,
+            splits, q.stride(0), out.stride(0), *strides, spec.scale,
             ROWS=self._decode.rows, PARTS=splits > 1, MIXED=mixed, BLOCK=self._decode.block,
             num_warps=self._decode.warps, num_stages=self._decode.stages, **self._common,
         )  # fmt: skip
+        if splits > 1:
+            kernels.merge[seqs, spec.num_heads](
+                part, lse, out, batch.seq_len, batch.q_start, splits, out.stride(0),
+                HEADS=spec.num_heads, DIM=kv.head_dim, DIM_PAD=self._common["DIM_PAD"],
+                SPLITS_PAD=next_power(splits), MIXED=mixed, num_warps=2, **self._early,
+            )  # fmt: skip
 
 
 def page_problem(pages: str, dtype: str, device: Device) -> Reject | None:

@@ -184,49 +184,18 @@ def tiled(
     )  # fmt: skip
 
 
-@triton.jit
-def _merge(
-    part_ptr, lse_ptr, out_ptr, slot, splits, heads, live, dims,
-    ROWS: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
-):  # fmt: skip
-    """The parts of some heads in their order: o = sum of 2^(lse - peak) part / sum of 2^(...)"""
-    peak = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, DIM_PAD], tl.float32)
-    mask = live[:, None] & (dims < DIM)[None, :]
-    for part in range(splits):
-        at = slot + part
-        lse = tl.load(lse_ptr + at, mask=live, other=float("-inf"), cache_modifier=".cg")
-        value = tl.load(
-            part_ptr + at[:, None] * DIM + dims[None, :], mask=mask, other=0.0,
-            cache_modifier=".cg",
-        )  # fmt: skip
-        higher = tl.maximum(peak, lse)
-        base = tl.where(higher == float("-inf"), 0.0, higher)
-        shrink, weight = tl.exp2(peak - base), tl.exp2(lse - base)
-        acc = acc * shrink[:, None] + value * weight[:, None]
-        total = total * shrink + weight
-        peak = higher
-    result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    tl.store(
-        out_ptr + heads[:, None] * DIM + dims[None, :], result.to(out_ptr.dtype.element_ty),
-        mask=mask,
-    )  # fmt: skip
-
-
 @triton.jit(do_not_specialize=["splits"])
 def split(
-    q_ptr, k_ptr, v_ptr, out_ptr, part_ptr, lse_ptr, count_ptr, sink_ptr, table_ptr, seq_len_ptr,
-    q_start_ptr, splits,
-    stride_q, stride_out, stride_page, stride_token, stride_head, stride_table, scale,
+    q_ptr, k_ptr, v_ptr, out_ptr, part_ptr, lse_ptr, sink_ptr, table_ptr, seq_len_ptr, q_start_ptr,
+    splits, stride_q, stride_out, stride_page, stride_token, stride_head, stride_table, scale,
     HEADS: tl.constexpr, SHARED: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
     PAGE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
     MIXED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Decode: one program per sequence, key head and part of the visible keys. With PARTS the
-    program that finishes last puts the parts together, always in their order; `count` [B, Hkv]
-    tells which one that is, and is zero again afterwards.
+    """Decode: one program per sequence, key head and part of the visible keys. Without PARTS the
+    result is final, otherwise `merge` puts the parts together. (The last program to finish could do
+    that, but one after the other the parts take longer to read than the launch of `merge` takes.)
 
     In a batch that only decodes, token and sequence have the same index and empty sequences give
     zeros; in a mixed one the sequences that do not compute exactly one token are left to `tiled`.
@@ -278,8 +247,34 @@ def split(
         tl.store(part_ptr + at[:, None] * DIM + dims[None, :], result, mask=mask)
         lse = tl.where(total == 0.0, float("-inf"), peak + tl.log2(total))
         tl.store(lse_ptr + at, lse, mask=live)
-        tl.debug_barrier()
-        counter = count_ptr + seq * (HEADS // SHARED) + head
-        if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == splits - 1:
-            _merge(part_ptr, lse_ptr, out_ptr, slot, splits, heads, live, dims, ROWS, DIM, DIM_PAD)
-            tl.atomic_xchg(counter, 0, sem="relaxed", scope="gpu")
+
+
+@triton.jit(do_not_specialize=["splits"])
+def merge(
+    part_ptr, lse_ptr, out_ptr, seq_len_ptr, q_start_ptr, splits, stride_out,
+    HEADS: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, SPLITS_PAD: tl.constexpr,
+    MIXED: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """o = sum over parts of 2^(lse - max) part / sum of 2^(lse - max)"""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    seq, head = tl.program_id(0), tl.program_id(1)
+    token = seq.to(tl.int64)
+    if MIXED:
+        token = tl.load(q_start_ptr + seq).to(tl.int64)
+        if tl.load(q_start_ptr + seq + 1) - token != 1:
+            return
+    parts = tl.arange(0, SPLITS_PAD)
+    dims = tl.arange(0, DIM_PAD)
+    slot = (seq * HEADS + head).to(tl.int64) * splits + parts
+    lse = tl.load(lse_ptr + slot, mask=parts < splits, other=float("-inf"))
+    empty = tl.load(seq_len_ptr + seq) == 0
+    weight = tl.where(empty, 0.0, tl.exp2(lse - tl.max(lse, 0)))
+    mask = (parts < splits)[:, None] & (dims < DIM)[None, :]
+    value = tl.load(part_ptr + slot[:, None] * DIM + dims[None, :], mask=mask, other=0.0)
+    result = tl.sum(value * weight[:, None], 0) / tl.where(empty, 1.0, tl.sum(weight, 0))
+    tl.store(
+        out_ptr + token * stride_out + head * DIM + dims,
+        result.to(out_ptr.dtype.element_ty), mask=dims < DIM,
+    )  # fmt: skip
