@@ -187,16 +187,12 @@ class EngineCore:
         if grammars is None or not grammars.any(self.scheduler.sampling(plan)):
             self._flights.append(runner.launch(plan))
             return []
-        mask = np.full((len(plan.sample), grammars.words), -1, np.int32)
-        early = None
-        if not self._flights:
-            early = grammars.start_fill(self.scheduler.sampling(plan), mask)
         forwarded = runner.forward(plan)
         outputs: list[FromEngine] = []
         while self._flights:
             outputs += self._take()
-        failed = early.result() if early else grammars.fill(self.scheduler.sampling(plan), mask)
-        for request_id, error in failed:
+        mask = np.full((len(plan.sample), grammars.words), -1, np.int32)
+        for request_id, error in grammars.fill(self.scheduler.sampling(plan), mask):
             outputs += self._follow(request_id, Move(error=error))
         self._flights.append(runner.sample(forwarded, mask))
         return outputs

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from inferplane.errors import InferplaneError
-from inferplane.grammar.contract import Engine, Grammar, GrammarError, Matcher, Vocabulary
+from inferplane.grammar.contract import Engine, Grammar, Matcher, Vocabulary
 from inferplane.grammar.engines import open_engine
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ class Grammars:
         self._load = load
         self._open = open
         self._pool = ThreadPoolExecutor(BUILDERS, "grammar")
-        self._filler = ThreadPoolExecutor(1, "grammar-masks")
         self._lock = threading.Lock()  # of what builders share
         self._vocabulary: Vocabulary | None = None
         self._engines: dict[str, Engine] = {}
@@ -57,7 +56,6 @@ class Grammars:
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._filler.shutdown(wait=True, cancel_futures=True)
 
     def __contains__(self, request_id: object) -> bool:
         return request_id in self._running
@@ -95,8 +93,8 @@ class Grammars:
         try:
             matcher.accept([token])
             return self._look(request_id, matcher)
-        except GrammarError as error:
-            return Move(error=str(error))
+        except Exception as error:
+            return _failure(error)
 
     def fill(
         self, request_ids: Sequence[str | None], mask: "NDArray[int32]"
@@ -118,12 +116,6 @@ class Grammars:
                 mask[row] = -1
                 failed.append((request_id, error))
         return failed
-
-    def start_fill(
-        self, request_ids: Sequence[str | None], mask: "NDArray[int32]"
-    ) -> "Future[list[tuple[str, str]]]":
-        """The same in another thread. No other call is allowed until it is done."""
-        return self._filler.submit(self.fill, request_ids, mask)
 
     def any(self, request_ids: Iterable[str | None]) -> bool:
         return bool(self._running) and any(i in self._running for i in request_ids)
@@ -149,11 +141,8 @@ class Grammars:
         try:
             self._running[request_id] = future.result()
             return self._look(request_id, self._running[request_id][1])
-        except InferplaneError as error:
-            return Move(error=str(error))
-        except Exception as error:  # of a library, or of ours: it must not end the engine
-            log.exception("a grammar could not be built")
-            return Move(error=type(error).__name__)
+        except Exception as error:
+            return _failure(error)
 
     def _look(self, request_id: str, matcher: Matcher) -> Move:
         """What follows from the present state."""
@@ -162,3 +151,11 @@ class Grammars:
             forced = matcher.forced()
             matcher.accept(forced)
         return Move(forced, matcher.done, matcher.error or None)
+
+
+def _failure(error: Exception) -> Move:
+    """Whatever fails in a library, or in its use, is the end of one request, not of the engine."""
+    if isinstance(error, InferplaneError):
+        return Move(error=str(error))
+    log.error("a grammar failed", exc_info=error)
+    return Move(error=type(error).__name__)

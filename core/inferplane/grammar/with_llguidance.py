@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 MOST_CACHED_BYTES = 4 * 2**20
 """of grammar text, each with a matcher at its start to copy"""
 MAX_THREADS = 8
+ROWS_A_THREAD = 8
+"""fewer than so many rows are filled sooner than another thread has been woken"""
 
 
 def limits() -> Any:
@@ -37,7 +39,8 @@ class LLGuidance:
             eos_token=sorted(vocabulary.ends),
         )
         self._limits = limits()
-        self._executor = llguidance.LLExecutor(min(MAX_THREADS, os.cpu_count() or 1))
+        threads = min(MAX_THREADS, len(os.sched_getaffinity(0)) // 2)
+        self._executor = llguidance.LLExecutor(threads) if threads > 1 else None
         self._start: OrderedDict[str, Any] = OrderedDict()
         self._cached_bytes = 0
 
@@ -58,7 +61,12 @@ class LLGuidance:
     def fill(self, rows: Sequence[tuple[Matcher, int]], mask: "NDArray[int32]") -> None:
         pairs = [(m.inner, row) for m, row in rows if isinstance(m, LLGuidanceMatcher)]
         count, words = mask.shape
-        self._executor.unsafe_compute_mask_ptr(pairs, mask.ctypes.data, 4 * words, count)
+        start, size = mask.ctypes.data, 4 * words
+        if self._executor is not None and len(pairs) > ROWS_A_THREAD:
+            self._executor.unsafe_compute_mask_ptr(pairs, start, size, count)
+            return
+        for inner, row in pairs:
+            inner.unsafe_compute_mask_ptr(start + row * size, size)
 
 
 class LLGuidanceMatcher:

@@ -178,15 +178,16 @@ class XGrammar:
 
     def fill(self, rows: Sequence[tuple[Matcher, int]], mask: "NDArray[int32]") -> None:
         pairs = [(m, row) for m, row in rows if isinstance(m, XGrammarMatcher)]
+        target = torch.from_numpy(mask)
+        inner, places = [m.inner for m, _ in pairs], [row for _, row in pairs]
         try:
-            self._batch.batch_fill_next_token_bitmask(
-                [matcher.inner for matcher, _ in pairs],
-                torch.from_numpy(mask),
-                [row for _, row in pairs],
-            )
-        except RuntimeError as error:  # which of them it was is not said
-            for matcher, _ in pairs:
-                matcher.error = plain(error)
+            self._batch.batch_fill_next_token_bitmask(inner, target, places)
+        except RuntimeError:  # one by one, to see whose failure it is
+            for matcher, row in pairs:
+                try:
+                    matcher.inner.fill_next_token_bitmask(target, row)
+                except RuntimeError as error:
+                    matcher.error = plain(error)
 
 
 class XGrammarMatcher:

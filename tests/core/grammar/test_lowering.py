@@ -116,6 +116,11 @@ CASES: dict[str, tuple[Any, list[Any], list[Any]]] = {
         [{}, {"a": 1}, {"a": 1, "b": 2}],
         [{"c": 1}],
     ),
+    "property names that are texts": (
+        {"type": "object", "propertyNames": {"type": "string"}, "maxProperties": 1},
+        [{}, {"c": 1}],
+        [{"a": 1, "b": 2}],
+    ),
     "property names by pattern": (
         {
             "type": "object",
@@ -183,6 +188,9 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"anyOf": []}, "anyOf", "/anyOf"),
     ({"minItems": 1.5}, "minItems", "/minItems"),
     ({"allOf": [3]}, "0", "/allOf/0"),
+    ({"propertyNames": {"type": "integer"}}, "propertyNames", "/propertyNames"),
+    ({"propertyNames": {"maxLength": 3}}, "propertyNames", "/propertyNames"),
+    ({"additionalProperties": {"$dynamicRef": "#x"}}, "$dynamicRef", "/additionalProperties"),
 ]
 
 

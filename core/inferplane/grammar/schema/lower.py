@@ -23,9 +23,7 @@ KEPT = tuple(
     " type".split()
 )
 COUNTS = tuple("minLength maxLength minItems maxItems minProperties maxProperties".split())
-FORMATS = frozenset(
-    "date-time time date duration email hostname ipv4 ipv6 uuid uri unknown".split()
-)
+FORMATS = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri".split())
 """enforced; any other name that the specification knows is refused, the rest are remarks"""
 KNOWN_FORMATS = frozenset(
     "idn-email idn-hostname uri-reference iri iri-reference uri-template json-pointer"
@@ -155,8 +153,10 @@ class Lowering:
             return
         if names is False:
             names = {"enum": []}
-        if isinstance(names, dict):
+        if isinstance(names, dict) and names.get("type", "string") == "string":
             names = {k: v for k, v in names.items() if k in CONSTRAINING and k != "type"}
+            if not names:
+                return
         if not isinstance(names, dict) or len(names) != 1 or "patternProperties" in out:
             raise Unsupported("propertyNames", at)
         (keyword, value), others = next(iter(names.items())), out.get("additionalProperties", True)

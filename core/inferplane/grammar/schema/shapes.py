@@ -53,7 +53,7 @@ class Shapes:
         found = {"number" if t == "integer" else t for t in listed_types(schema)}
         for values in self._values(schema):
             found &= {type_of(value) for value in values}
-        if depth > 16:
+        if depth > 16 or self._exhausted():
             return found
         for part in self._all(schema):
             found &= self.types(part, depth + 1)
