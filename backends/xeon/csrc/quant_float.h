@@ -76,13 +76,13 @@ static void add_group(const QuantJob& job, int64_t row, int64_t rows, const char
                       const float* dots, float* out) {
   const QuantLinearArgs& p = *job.args;
   const QuantLayout& l = job.layout;
-  const char* scales = block + g * (l.scale_bytes / l.groups);
+  const char* scales = block + g * l.stride;
   for (int64_t r = row; r < row + rows; r++, dots += LINEAR_BLOCK, out += LINEAR_BLOCK) {
     Vec a = set1(job.rows.scale[r * job.rows.scales + g * job.rows.scale_step]);
     Vec s = set1(job.rows.sum[r * l.groups + g]);
     for (int64_t n = 0; n < LINEAR_BLOCK; n += W) {
       Vec y = mul(load(dots + n), scale_at(scales, n, p.half_scales));
-      if (p.offsets) y = fma(s, scale_at(scales + l.scale_bytes, n, p.half_scales), y);
+      if (p.offsets) y = fma(s, scale_at(scales + l.scales, n, p.half_scales), y);
       store(out + n, fma(y, a, load(out + n)));
     }
   }
@@ -107,7 +107,10 @@ static void quant_float_body(void* context, int64_t item) {
   int64_t last = min64((item + 1) * job.blocks_per_item, blocks);
   for (int64_t b = item * job.blocks_per_item; b < last; b++) {
     const char* block = static_cast<const char*>(p.packed) + b * l.block;
-    unpack<!FLOATS>(p, block + l.header, weights, l.depth);
+    for (int64_t k = 0, g = 0; g < l.groups; k += l.group, g++) {
+      unpack<!FLOATS>(p, block + g * l.stride + l.head, weights + k / lane_inputs * LINEAR_BLOCK,
+                      min64(l.group, l.depth - k));
+    }
     for (int64_t row = 0; row < p.rows; row += LINEAR_ROWS) {
       int64_t rows = min64(LINEAR_ROWS, p.rows - row);
       memset(tile, 0, sizeof tile);

@@ -10,6 +10,8 @@
 // Technique: the blocks of linear.h with four inputs in a lane (quant_pack.h). Weights are the
 // operand without sign, so that one correction per row and group, and none per column, mends the
 // zero: -zero * sum(x). int4 lanes hold two quads of inputs, taken apart by a mask and a shift.
+// A group's scales lie before its weights: one stream, all of it prefetched (measured: 1.7 times the
+// speed of int4 in groups of 32, against scales at the start of a block).
 // Products are exact integers; groups are added in the order of K by one multiply-add each, in
 // every tile alike, so the bits of a row never depend on the batch. Without VNNI the products are
 // widened (int8) or added in pairs of 16 bits, which they fit (int4).
@@ -29,8 +31,8 @@ namespace IPX_ISA {
 
 // c + dot products of `steps` lanes of weights with MR rows of inputs
 template <int BITS, int MR, int NR>
-IPX_INLINE const char* quant_dot(Raw (&c)[MR][NR], const char* w, const int8_t* x, int64_t ldx,
-                                 int64_t steps, bool fetch) {
+IPX_INLINE void quant_dot(Raw (&c)[MR][NR], const char* w, const int8_t* x, int64_t ldx,
+                          int64_t steps, bool fetch) {
   constexpr int INPUTS = BITS == 8 ? 4 : 8;  // of a lane
   auto quad = [&](int m, int part) {
     uint32_t four;
@@ -57,13 +59,33 @@ IPX_INLINE const char* quant_dot(Raw (&c)[MR][NR], const char* w, const int8_t* 
       }
     }
   }
-  return w;
 }
 
-// columns `column` on of a block, MR rows from `row` -> out [MR][48]
-template <int BITS, bool GROUPED, int MR, int NR>
-static void quant_tile(const QuantJob& job, int64_t row, const char* block, int64_t column,
+// One group: dot products of columns `column` on of a block with MR rows from `row` -> out [MR][48]
+template <int BITS, int MR, int NR>
+static void plain_tile(const QuantJob& job, int64_t row, const char* block, int64_t column,
                        float* out, bool fetch) {
+  const QuantLayout& l = job.layout;
+  const QuantRows& r = job.rows;
+  Raw dot[MR][NR];
+  IPX_UNROLL for (int m = 0; m < MR; m++) {
+    IPX_UNROLL for (int n = 0; n < NR; n++) {
+      dot[m][n] = raw_set1(static_cast<uint32_t>(r.start[row + m]));
+    }
+  }
+  quant_dot<BITS, MR, NR>(dot, block + l.head + 4 * column, r.bytes + row * r.ldb, r.ldb,
+                          l.depth / (BITS == 8 ? 4 : 8), fetch);
+  IPX_UNROLL for (int m = 0; m < MR; m++) {
+    IPX_UNROLL for (int n = 0; n < NR; n++) {
+      store(out + m * LINEAR_BLOCK + column + n * W, to_float(dot[m][n]));
+    }
+  }
+}
+
+// Several groups: their scaled sums -> out [MR][48]
+template <int BITS, int MR, int NR>
+static void grouped_tile(const QuantJob& job, int64_t row, const char* block, int64_t column,
+                         float* out, bool fetch) {
   const QuantLayout& l = job.layout;
   const QuantRows& r = job.rows;
   const bool half = job.args->half_scales, offsets = job.args->offsets, steps = r.scale_step;
@@ -71,45 +93,42 @@ static void quant_tile(const QuantJob& job, int64_t row, const char* block, int6
   const int32_t* start = r.start + row * l.groups;
   const float* sums = r.sum + row * l.groups;
   const float* scale = r.scale + row * r.scales;
-  const char* w = block + l.header + 4 * column;
-  const int64_t scale_row = l.scale_bytes / l.groups;
   Vec total[MR][NR];
   IPX_UNROLL for (int m = 0; m < MR; m++) {
     IPX_UNROLL for (int n = 0; n < NR; n++) total[m][n] = zero();
   }
-  for (int64_t g = 0; g < (GROUPED ? l.groups : 1); g++) {
-    int64_t inputs = GROUPED ? min64(l.group, l.depth - g * l.group) : l.depth;
+  for (int64_t g = 0; g < l.groups; g++, block += l.stride) {
+    for (int64_t i = 0; fetch && i < l.head; i += 64) prefetch(block + i + PREFETCH_AHEAD);
+    int64_t inputs = min64(l.group, l.depth - g * l.group);
     Raw dot[MR][NR];
     IPX_UNROLL for (int m = 0; m < MR; m++) {
       IPX_UNROLL for (int n = 0; n < NR; n++) {
         dot[m][n] = raw_set1(static_cast<uint32_t>(start[m * l.groups + g]));
       }
     }
-    w = quant_dot<BITS, MR, NR>(dot, w, x + g * l.group, r.ldb, inputs / (BITS == 8 ? 4 : 8),
-                                fetch);
-    const char* scales = block + g * scale_row;
-    if (fetch) prefetch(scales + l.block + column * (half ? 2 : 4));
+    quant_dot<BITS, MR, NR>(dot, block + l.head + 4 * column, x + g * l.group, r.ldb,
+                            inputs / (BITS == 8 ? 4 : 8), fetch);
     IPX_UNROLL for (int n = 0; n < NR; n++) {
-      Vec s = scale_at(scales, column + n * W, half);
+      Vec s = scale_at(block, column + n * W, half);
       IPX_UNROLL for (int m = 0; m < MR; m++) {
         Vec y = to_float(dot[m][n]);
-        if (GROUPED && steps) y = mul(y, set1(scale[m * r.scales + g]));
+        if (steps) y = mul(y, set1(scale[m * r.scales + g]));
         total[m][n] = fma(y, s, total[m][n]);
       }
     }
     if (offsets) {
       IPX_UNROLL for (int n = 0; n < NR; n++) {
-        Vec o = scale_at(scales + l.scale_bytes, column + n * W, half);
+        Vec o = scale_at(block + l.scales, column + n * W, half);
         IPX_UNROLL for (int m = 0; m < MR; m++) {
           float y = sums[m * l.groups + g];
-          if (GROUPED && steps) y *= scale[m * r.scales + g];
+          if (steps) y *= scale[m * r.scales + g];
           total[m][n] = fma(set1(y), o, total[m][n]);
         }
       }
     }
   }
   IPX_UNROLL for (int m = 0; m < MR; m++) {
-    Vec s = set1(GROUPED && steps ? 1.0f : scale[m * r.scales]);
+    Vec s = set1(steps ? 1.0f : scale[m]);
     IPX_UNROLL for (int n = 0; n < NR; n++) {
       store(out + m * LINEAR_BLOCK + column + n * W, mul(total[m][n], s));
     }
@@ -122,8 +141,10 @@ static void quant_tiles(const QuantJob& job, int64_t row, int64_t rows, const ch
   if constexpr (MR > 1) {
     if (rows < MR) return quant_tiles<BITS, GROUPED, MR - 1>(job, row, rows, block, out);
   }
+  constexpr auto tile = GROUPED ? grouped_tile<BITS, MR, LINEAR_VECS>
+                                : plain_tile<BITS, MR, LINEAR_VECS>;
   for (int64_t n = 0; n < LINEAR_BLOCK; n += LINEAR_VECS * W) {
-    quant_tile<BITS, GROUPED, MR, LINEAR_VECS>(job, row, block, n, out, row == 0);
+    tile(job, row, block, n, out, row == 0);
   }
 }
 
@@ -132,14 +153,18 @@ static void quant_body(void* context, int64_t item) {
   constexpr int64_t ROWS = GROUPED ? LINEAR_ROWS / 2 : LINEAR_ROWS;
   const auto& job = *static_cast<QuantJob*>(context);
   const QuantLinearArgs& p = *job.args;
-  alignas(64) float tile[ROWS * LINEAR_BLOCK];
+  alignas(64) float dots[ROWS * LINEAR_BLOCK], tile[ROWS * LINEAR_BLOCK];
   int64_t blocks = ceil_div(p.outputs, LINEAR_BLOCK);
   int64_t last = min64((item + 1) * job.blocks_per_item, blocks);
   for (int64_t b = item * job.blocks_per_item; b < last; b++) {
     const char* block = static_cast<const char*>(p.packed) + b * job.layout.block;
     for (int64_t row = 0; row < p.rows; row += ROWS) {
       int64_t rows = min64(ROWS, p.rows - row);
-      quant_tiles<BITS, GROUPED, ROWS>(job, row, rows, block, tile);
+      quant_tiles<BITS, GROUPED, ROWS>(job, row, rows, block, GROUPED ? tile : dots);
+      if (!GROUPED) {
+        memset(tile, 0, sizeof tile);
+        add_group(job, row, rows, block, 0, dots, tile);
+      }
       finish_tile<T>(p, tile, row, rows, b * LINEAR_BLOCK);
     }
   }

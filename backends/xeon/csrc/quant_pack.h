@@ -11,8 +11,9 @@ namespace IPX_ISA {
 struct QuantLayout {
   int64_t depth;         // K, rounded up to 8
   int64_t group, groups;
-  int64_t scale_bytes;   // of the scales of a block; offsets take as much
-  int64_t header;        // bytes before the weights
+  int64_t scales;        // bytes of a group's scales; offsets take as much
+  int64_t head;          // bytes before a group's weights
+  int64_t stride;        // bytes from group to group
   int64_t block;         // bytes of a block
 };
 
@@ -22,19 +23,19 @@ static QuantLayout quant_layout(const Args& p, bool offsets) {
   l.depth = round_up(p.inputs, 8);
   l.group = p.group ? p.group : l.depth;
   l.groups = ceil_div(p.inputs, l.group);
-  l.scale_bytes = l.groups * LINEAR_BLOCK * (p.half_scales ? 2 : 4);
-  l.header = round_up(l.scale_bytes * (offsets ? 2 : 1), 64);
-  l.block = l.header + l.depth * LINEAR_BLOCK / (p.weight == WEIGHT_INT4 ? 2 : 1);
+  l.scales = LINEAR_BLOCK * (p.half_scales ? 2 : 4);
+  l.head = l.scales * (offsets ? 2 : 1);
+  int64_t values = p.weight == WEIGHT_INT4 ? 2 : 1;  // in a byte
+  l.stride = l.head + l.group * LINEAR_BLOCK / values;
+  l.block = round_up(l.groups * l.head + l.depth * LINEAR_BLOCK / values, 64);
   return l;
 }
 
-// [N, groups] -> [groups][48] of a block
+// a group of [N, groups] -> [48]
 template <typename S>
-static void pack_scales(const void* from, void* to, const QuantLayout& l, int64_t column,
-                        int64_t width) {
+static void pack_scales(const void* from, void* to, const QuantLayout& l, int64_t width) {
   for (int64_t n = 0; n < width; n++) {
-    const S* row = static_cast<const S*>(from) + (column + n) * l.groups;
-    for (int64_t g = 0; g < l.groups; g++) static_cast<S*>(to)[g * LINEAR_BLOCK + n] = row[g];
+    static_cast<S*>(to)[n] = static_cast<const S*>(from)[n * l.groups];
   }
 }
 
@@ -52,24 +53,28 @@ static void pack_bytes(const uint8_t* from, uint8_t* to, int64_t inputs, uint8_t
 static void quant_pack_body(void* context, int64_t block) {
   const auto& p = *static_cast<const QuantPackArgs*>(context);
   QuantLayout l = quant_layout(p, p.offset);
+  const bool int4 = p.weight == WEIGHT_INT4;
+  const int64_t column = block * LINEAR_BLOCK, width = min64(LINEAR_BLOCK, p.outputs - column);
+  const int64_t row_bytes = int4 ? p.inputs / 2 : p.inputs;
   char* to = static_cast<char*>(p.packed) + block * l.block;
   memset(to, 0, l.block);
-  int64_t column = block * LINEAR_BLOCK, width = min64(LINEAR_BLOCK, p.outputs - column);
-  const void* parts[2] = {p.scale, p.offset};
-  for (int64_t i = 0; i < (p.offset ? 2 : 1); i++) {
-    if (p.half_scales) {
-      pack_scales<uint16_t>(parts[i], to + i * l.scale_bytes, l, column, width);
-    } else {
-      pack_scales<float>(parts[i], to + i * l.scale_bytes, l, column, width);
+  for (int64_t g = 0; g < l.groups; g++, to += l.stride) {
+    const void* parts[2] = {p.scale, p.offset};
+    for (int64_t i = 0; i < (p.offset ? 2 : 1); i++) {
+      const char* from = static_cast<const char*>(parts[i]) +
+                         (column * l.groups + g) * (p.half_scales ? 2 : 4);
+      if (p.half_scales) {
+        pack_scales<uint16_t>(from, to + i * l.scales, l, width);
+      } else {
+        pack_scales<float>(from, to + i * l.scales, l, width);
+      }
     }
-  }
-  for (int64_t n = 0; n < width; n++) {
-    auto* w = reinterpret_cast<uint8_t*>(to + l.header) + n * 4;
-    if (p.weight == WEIGHT_INT4) {
-      pack_nibbles(p.values + (column + n) * (p.inputs / 2), w, p.inputs);
-    } else {
-      pack_bytes(p.values + (column + n) * p.inputs, w, p.inputs,
-                 p.weight == WEIGHT_INT8 ? 128 : 0);
+    int64_t k = g * l.group, inputs = min64(l.group, p.inputs - k);
+    for (int64_t n = 0; n < width; n++) {
+      const uint8_t* from = p.values + (column + n) * row_bytes + (int4 ? k / 2 : k);
+      auto* w = reinterpret_cast<uint8_t*>(to + l.head) + n * 4;
+      int4 ? pack_nibbles(from, w, inputs)
+           : pack_bytes(from, w, inputs, p.weight == WEIGHT_INT8 ? 128 : 0);
     }
   }
 }

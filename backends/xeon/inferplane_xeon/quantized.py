@@ -30,7 +30,7 @@ class PackedWeight:
 
     scheme: Scheme
     data: "Tensor"
-    """u8, blocks of 48 columns: scales, offsets, then values"""
+    """u8, blocks of 48 columns"""
     group: int
     """inputs that share a scale, of the weights and of the inputs; 0: all"""
     half: bool
@@ -94,9 +94,9 @@ def pack(weight: QuantizedWeight, dtype: str, bias: "Tensor | None" = None) -> P
             scale, offset = rounded[0], None if offset is None else rounded[1]
     unit = unit if half else 1.0
     blocks, depth = -(-outputs // LINEAR_BLOCK), -(-inputs // 8) * 8
-    header = groups * LINEAR_BLOCK * scale.element_size() * (1 if offset is None else 2)
-    values = depth * LINEAR_BLOCK // (2 if scheme.weight == "int4" else 1)
-    data = torch.empty(blocks * (-(-header // 64) * 64 + values), dtype=torch.uint8)
+    size = groups * scale.element_size() * (1 if offset is None else 2)  # of a column
+    size += depth // (2 if scheme.weight == "int4" else 1)
+    data = torch.empty(blocks * (-(-size * LINEAR_BLOCK // 64) * 64), dtype=torch.uint8)
     stored = weight.values.contiguous()
     library().quant_pack(
         stored.data_ptr(),
