@@ -34,6 +34,18 @@ class Config:
         "auto",
         choices=("auto", "dummy"),
     )
+    quantization: str = setting(
+        "auto keeps the checkpoint's scheme where the device has kernels for it; none makes "
+        "weights dense; others quantize them when they are loaded",
+        "auto",
+        choices=("auto", "none", "fp8", "fp8-block", "int8", "int4"),
+    )
+    input_quantization: str = setting(
+        "inputs of products with quantized weights: auto does as the scheme and the backend say, "
+        "none leaves them in --dtype, int8 also rounds those of weight-only integer schemes",
+        "auto",
+        choices=("auto", "none", "int8"),
+    )
     max_model_len: int | None = setting("longest sequence, prompt and output, in tokens", None)
     max_running: int = setting("sequences computed at the same time", 256)
     max_queue: int = setting("requests that may wait; more are refused with 429", 1024)

@@ -7,6 +7,7 @@ formats can be turned into without rounding. Importing this module imports no to
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import gcd
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def dequantize(weight: QuantizedWeight, dtype: str) -> "Tensor":
     scheme = weight.scheme
     wide = torch.float64 if dtype == "float64" else torch.float32
     if scheme.weight == "int4":
-        values = torch.stack([weight.values & 15, weight.values >> 4], dim=2).flatten(1).to(wide)
+        values = unpack_nibbles(weight.values).to(wide)
         values = values if scheme.asymmetric else values - 8
     else:
         values = weight.values.to(wide)
@@ -116,6 +117,18 @@ def dequantize(weight: QuantizedWeight, dtype: str) -> "Tensor":
     if weight.offset is not None:
         values = values + spread(weight.offset.to(wide), scheme.group, values, scheme.rows)
     return values.to(getattr(torch, dtype))
+
+
+def unpack_nibbles(packed: "Tensor") -> "Tensor":
+    """u8 [N, K / 2] -> u8 [N, K]"""
+    import torch
+
+    return torch.stack([packed & 15, packed >> 4], dim=2).flatten(1)
+
+
+def pack_nibbles(values: "Tensor") -> "Tensor":
+    """u8 [N, K], each below 16 -> u8 [N, K / 2]"""
+    return values[:, 0::2] | (values[:, 1::2] << 4)
 
 
 def spread(scale: "Tensor", group: int, like: "Tensor", rows: int = 1) -> "Tensor":
@@ -162,8 +175,7 @@ def quantize(tensor: "Tensor", scheme: Scheme) -> QuantizedWeight:
         values = wide / spread(scale, scheme.group, wide, scheme.rows)
         values = _rounded(values, scheme.weight)
     if scheme.weight == "int4":
-        stored = values.to(torch.uint8) if scheme.asymmetric else (values + 8).to(torch.uint8)
-        stored = stored[:, 0::2] | (stored[:, 1::2] << 4)
+        stored = pack_nibbles((values if scheme.asymmetric else values + 8).to(torch.uint8))
     else:
         stored = values.to(getattr(torch, scheme.weight))
     return QuantizedWeight(scheme, stored, scale, offset)
@@ -251,3 +263,57 @@ def _by_row(weight: QuantizedWeight, scale: "Tensor", rows: int) -> "Tensor":
         return scale
     repeats = weight.scheme.rows or weight.out_features
     return scale.repeat_interleave(repeats, dim=0)[: weight.out_features]
+
+
+def common(schemes: Sequence[Scheme], in_features: int) -> Scheme | None:
+    """The smallest scheme that holds the values of all of these exactly; None if there is none.
+
+    Only integers have one besides their own: GGUF files store q, k and v of a layer differently.
+    """
+    first = schemes[0]
+    if all(scheme == first for scheme in schemes):
+        return first
+    kinds = {scheme.weight for scheme in schemes}
+    inputs = {(s.activation, s.activation_group, s.static) for s in schemes}
+    if "float8_e4m3fn" in kinds or len(inputs) > 1:
+        return None
+    return replace(
+        first,
+        weight="int8" if "int8" in kinds else "int4",
+        group=gcd(*(scheme.group or in_features for scheme in schemes)) % in_features,
+        rows=1,
+        asymmetric=any(scheme.asymmetric for scheme in schemes),
+    )
+
+
+def holds(wide: Scheme, narrow: Scheme, in_features: int) -> bool:
+    """Whether `widen` can bring a weight of scheme `narrow` into `wide`, whatever the inputs."""
+    made = common([weight_only(wide), weight_only(narrow)], in_features)
+    return made is not None and replace(made, group=made.group % in_features) == replace(
+        weight_only(wide), group=wide.group % in_features
+    )
+
+
+def weight_only(scheme: Scheme) -> Scheme:
+    """The scheme with inputs that stay in the op's dtype."""
+    return replace(scheme, activation="", activation_group=0, static=False)
+
+
+def widen(weight: QuantizedWeight, scheme: Scheme) -> QuantizedWeight:
+    """The same values in a scheme that `holds` them."""
+    old, k = weight.scheme, weight.in_features
+    values, scale, offset = weight.values, weight.scale, weight.offset
+    if old.rows != scheme.rows:
+        scale = _by_row(weight, scale, scheme.rows)
+        offset = None if offset is None else _by_row(weight, offset, scheme.rows)
+    repeats = (old.group or k) // (scheme.group or k)
+    if repeats > 1:
+        scale = scale.repeat_interleave(repeats, dim=1)
+        offset = None if offset is None else offset.repeat_interleave(repeats, dim=1)
+    if scheme.asymmetric and offset is None:
+        offset = scale * (-8 if old.weight == scheme.weight == "int4" else 0)
+    if old.weight != scheme.weight:
+        values = unpack_nibbles(values).char()
+        values = values if old.asymmetric else values - 8
+    kept = weight.input_scale if scheme.static else None
+    return QuantizedWeight(scheme, values, scale, offset, kept)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from inferplane.checkpoint.quantized import configured_scheme
 from inferplane.config import Config
 from inferplane.hw.device import Device, Hints
 from inferplane.hw.graphs import GraphBackend
@@ -27,6 +28,7 @@ from inferplane.runner.inputs import Inputs
 from inferplane.runner.memory import Budget, allocate, plan_memory
 from inferplane.runner.runner import Runner
 from inferplane.runner.sampler import Sampler
+from inferplane.runner.schemes import SchemeChooser
 from inferplane.runner.tables import make_tables
 from inferplane.scheduling.pages import KVGroupPages
 from inferplane.weights import CheckpointWeights, DummyWeights, Progress, TensorSource, Weights
@@ -92,6 +94,8 @@ def prepare(config: Config, model: dict[str, Any], plugins: Plugins) -> Prepared
         proposed = getattr(hints, name)
         if proposed is not None and getattr(config, name) == getattr(defaults, name):
             config = config.decide(f"preferred by {device.info.backend}", **{name: proposed})
+    if hints.int8_inputs and config.input_quantization == "auto":
+        config = config.decide(f"preferred by {device.info.backend}", input_quantization="int8")
     graphs = None if config.disable_graphs else plugins.optional("graphs", device)
     resolver = make_resolver(config, plugins, device, capture=graphs is not None)
     config, groups, handles = negotiate_pages(
@@ -112,6 +116,7 @@ def prepare(config: Config, model: dict[str, Any], plugins: Plugins) -> Prepared
         groups=groups,
         handles=handles,
         weights=DummyWeights(config.dtype, device.info.torch_device, {}),
+        schemes=SchemeChooser(config, resolver),
     )
     return Prepared(config, model, architecture, device, hints, graphs, plugins, build)
 
@@ -119,7 +124,7 @@ def prepare(config: Config, model: dict[str, Any], plugins: Plugins) -> Prepared
 def open_weights(prepared: Prepared, source: Source, progress: Progress | None) -> Weights:
     config, torch_device = prepared.config, prepared.device.info.torch_device
     if config.load_format == "dummy":
-        return DummyWeights(config.dtype, torch_device, {})
+        return DummyWeights(config.dtype, torch_device, {}, configured_scheme(source.config))
     tensors = source.tensors()
     stored = tensors.names()
     return CheckpointWeights(
@@ -152,7 +157,12 @@ def load(
     if unused:
         log.warning("%d weights of the checkpoint are not used, such as %s", len(unused), unused[0])
     config, budget = plan_memory(
-        config, prepared.model, device, prepared.hints, build.groups, build.handles
+        build.schemes.record(config),
+        prepared.model,
+        device,
+        prepared.hints,
+        build.groups,
+        build.handles,
     )
     pages = allocate(build.groups, build.handles, budget, device)
     assert config.max_model_len is not None and config.page_size is not None
