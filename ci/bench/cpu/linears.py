@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ci.bench.machine import append, describe
 from torch import Tensor
 
-from ci.bench.machine import append, describe
 from inferplane.hw.quantization import QuantizedWeight, Scheme
 from inferplane_xeon import kernels, quantized
 
