@@ -99,8 +99,8 @@ struct PackArgs {
 // Quantized weights [N, K], W = scale (q - 128) + offset (int8), scale (q - 8) + offset (int4) or
 // scale q (fp8, e4m3), of stored q without sign. Packed: blocks of LINEAR_BLOCK columns, each
 // groups of inputs: [48] scales, [48] offsets if any, then [inputs/4][48][4] bytes or, int4,
-// [inputs/8][48][4] with inputs 8i + j low and 8i + 4 + j high in byte j. A block ends at a
-// multiple of 64 bytes.
+// [inputs/8][48][4] with inputs 8i + j low and 8i + 4 + j high in byte j. The four bytes of fp8
+// are inputs 0, 2, 1 and 3. A block ends at a multiple of 64 bytes.
 // K is rounded up to a multiple of 8. A group has `group` inputs, a multiple of 8 if it is not
 // all of K.
 enum WeightKind : int64_t { WEIGHT_INT8 = 0, WEIGHT_INT4 = 1, WEIGHT_FP8 = 2 };

@@ -17,57 +17,65 @@
 namespace ipx {
 namespace IPX_ISA {
 
-// the values of one byte (or nibble) of each lane
-template <WeightKind KIND>
-IPX_INLINE Vec weight_values(Raw stored) {
-  if (KIND != WEIGHT_FP8) return sub(to_float(stored), set1(KIND == WEIGHT_INT8 ? 128.0f : 8.0f));
-  // exponent and mantissa where a float has them, 120 too low an exponent
-  Raw magnitudes = raw_and(stored, raw_set1(0x7f));
-  Vec y = mul(as_vec(shift_left<20>(magnitudes)), set1(0x1p120f));
-  y = where_less(set1(464.0f), y, as_vec(raw_set1(0x7fc00000)), y);  // code 0x7f
-  return as_vec(raw_xor(as_raw(y), shift_left<24>(raw_and(stored, raw_set1(0x80)))));
+// inputs k and k + 1 of each lane -> as they are kept at `to`, [K/2][48] pairs or [K][48] floats
+template <bool PAIRS>
+IPX_INLINE void keep_pair(uint32_t* to, int64_t k, Vec even, Vec odd) {
+  if constexpr (PAIRS) {  // both are bf16 exactly
+    Raw high = raw_and(as_raw(odd), raw_set1(0xffff0000));
+    raw_store(to + k / 2 * LINEAR_BLOCK, raw_xor(shift_right<16>(as_raw(even)), high));
+  } else {
+    raw_store(to + k * LINEAR_BLOCK, as_raw(even));
+    raw_store(to + (k + 1) * LINEAR_BLOCK, as_raw(odd));
+  }
 }
 
-// a block's weights without their scales -> [K/2][48] pairs or [K][48] floats
+template <int BITS, int BIT>
+IPX_INLINE Vec integer_at(Raw lanes) {
+  Raw stored = raw_and(shift_right<BIT>(lanes), raw_set1((1u << BITS) - 1));
+  return sub(to_float(stored), set1(static_cast<float>(1 << (BITS - 1))));
+}
+
+// the weights of a lane, of inputs k on
 template <WeightKind KIND, bool PAIRS>
-static void unpack_block(const char* from, uint32_t* to, int64_t depth) {
-  constexpr int BITS = KIND == WEIGHT_INT4 ? 4 : 8, VALUES = 32 / BITS;
-  const Raw mask = raw_set1((1u << BITS) - 1);
-  for (int64_t k = 0; k < depth; k += VALUES, from += 4 * LINEAR_BLOCK) {
-    for (int64_t n = 0; n < LINEAR_BLOCK; n += W) {
-      prefetch(from + 4 * n + PREFETCH_AHEAD);
-      Raw lanes = raw_load(from + 4 * n);
-      Vec y[VALUES];
-      // byte j: input k + j, or k + j low and k + 4 + j high
-      y[0] = weight_values<KIND>(raw_and(lanes, mask));
-      y[1] = weight_values<KIND>(raw_and(shift_right<8>(lanes), mask));
-      y[2] = weight_values<KIND>(raw_and(shift_right<16>(lanes), mask));
-      y[3] = weight_values<KIND>(raw_and(shift_right<24>(lanes), mask));
-      if constexpr (BITS == 4) {
-        y[4] = weight_values<KIND>(raw_and(shift_right<4>(lanes), mask));
-        y[5] = weight_values<KIND>(raw_and(shift_right<12>(lanes), mask));
-        y[6] = weight_values<KIND>(raw_and(shift_right<20>(lanes), mask));
-        y[7] = weight_values<KIND>(raw_and(shift_right<28>(lanes), mask));
-      }
-      IPX_UNROLL for (int i = 0; i < VALUES; i += PAIRS ? 2 : 1) {
-        uint32_t* at = to + (k + i) / (PAIRS ? 2 : 1) * LINEAR_BLOCK + n;
-        if constexpr (PAIRS) {
-          Raw odd = raw_and(as_raw(y[i + 1]), raw_set1(0xffff0000));
-          raw_store(at, raw_xor(shift_right<16>(as_raw(y[i])), odd));
-        } else {
-          raw_store(at, as_raw(y[i]));
-        }
-      }
+IPX_INLINE void unpack_lanes(Raw lanes, uint32_t* to, int64_t k) {
+  if constexpr (KIND == WEIGHT_FP8) {
+    Raw first = fp8_pairs(raw_and(lanes, raw_set1(0x00ff00ff)));
+    Raw second = fp8_pairs(raw_and(shift_right<8>(lanes), raw_set1(0x00ff00ff)));
+    if constexpr (PAIRS) {
+      raw_store(to + k / 2 * LINEAR_BLOCK, first);
+      raw_store(to + (k / 2 + 1) * LINEAR_BLOCK, second);
+    } else {
+      keep_pair<false>(to, k, low_half(first), high_half(first));
+      keep_pair<false>(to, k + 2, low_half(second), high_half(second));
+    }
+  } else if constexpr (KIND == WEIGHT_INT8) {
+    keep_pair<PAIRS>(to, k, integer_at<8, 0>(lanes), integer_at<8, 8>(lanes));
+    keep_pair<PAIRS>(to, k + 2, integer_at<8, 16>(lanes), integer_at<8, 24>(lanes));
+  } else {
+    keep_pair<PAIRS>(to, k, integer_at<4, 0>(lanes), integer_at<4, 8>(lanes));
+    keep_pair<PAIRS>(to, k + 2, integer_at<4, 16>(lanes), integer_at<4, 24>(lanes));
+    keep_pair<PAIRS>(to, k + 4, integer_at<4, 4>(lanes), integer_at<4, 12>(lanes));
+    keep_pair<PAIRS>(to, k + 6, integer_at<4, 20>(lanes), integer_at<4, 28>(lanes));
+  }
+}
+
+// a group's weights without their scales -> [inputs/2][48] pairs or [inputs][48] floats
+template <WeightKind KIND, bool PAIRS>
+static void unpack_group(const char* from, uint32_t* to, int64_t inputs) {
+  for (int64_t k = 0; k < inputs; k += KIND == WEIGHT_INT4 ? 8 : 4, from += 4 * LINEAR_BLOCK) {
+    IPX_UNROLL for (int64_t n = 0; n < LINEAR_BLOCK; n += W) {
+      if (n % 16 == 0) prefetch(from + 4 * n + PREFETCH_AHEAD);
+      unpack_lanes<KIND, PAIRS>(raw_load(from + 4 * n), to + n, k);
     }
   }
 }
 
 template <bool PAIRS>
-static void unpack(const QuantLinearArgs& p, const char* from, uint32_t* to, int64_t depth) {
+static void unpack(const QuantLinearArgs& p, const char* from, uint32_t* to, int64_t inputs) {
   switch (p.weight) {
-    case WEIGHT_INT8: return unpack_block<WEIGHT_INT8, PAIRS>(from, to, depth);
-    case WEIGHT_INT4: return unpack_block<WEIGHT_INT4, PAIRS>(from, to, depth);
-    default: return unpack_block<WEIGHT_FP8, PAIRS>(from, to, depth);
+    case WEIGHT_INT8: return unpack_group<WEIGHT_INT8, PAIRS>(from, to, inputs);
+    case WEIGHT_INT4: return unpack_group<WEIGHT_INT4, PAIRS>(from, to, inputs);
+    default: return unpack_group<WEIGHT_FP8, PAIRS>(from, to, inputs);
   }
 }
 

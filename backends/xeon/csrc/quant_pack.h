@@ -46,8 +46,13 @@ static void pack_nibbles(const uint8_t* from, uint8_t* to, int64_t inputs) {
   }
 }
 
-static void pack_bytes(const uint8_t* from, uint8_t* to, int64_t inputs, uint8_t flip) {
-  for (int64_t k = 0; k < inputs; k++) to[k / 4 * LINEAR_BLOCK * 4 + k % 4] = from[k] ^ flip;
+static void pack_bytes(const uint8_t* from, uint8_t* to, int64_t inputs) {
+  for (int64_t k = 0; k < inputs; k++) to[k / 4 * LINEAR_BLOCK * 4 + k % 4] = from[k] ^ 128;
+}
+
+static void pack_fp8(const uint8_t* from, uint8_t* to, int64_t inputs) {
+  static const int PLACE[4] = {0, 2, 1, 3};
+  for (int64_t k = 0; k < inputs; k++) to[k / 4 * LINEAR_BLOCK * 4 + PLACE[k % 4]] = from[k];
 }
 
 static void quant_pack_body(void* context, int64_t block) {
@@ -73,8 +78,13 @@ static void quant_pack_body(void* context, int64_t block) {
     for (int64_t n = 0; n < width; n++) {
       const uint8_t* from = p.values + (column + n) * row_bytes + (int4 ? k / 2 : k);
       auto* w = reinterpret_cast<uint8_t*>(to + l.head) + n * 4;
-      int4 ? pack_nibbles(from, w, inputs)
-           : pack_bytes(from, w, inputs, p.weight == WEIGHT_INT8 ? 128 : 0);
+      if (int4) {
+        pack_nibbles(from, w, inputs);
+      } else if (p.weight == WEIGHT_INT8) {
+        pack_bytes(from, w, inputs);
+      } else {
+        pack_fp8(from, w, inputs);
+      }
     }
   }
 }

@@ -185,6 +185,20 @@ IPX_INLINE Raw dot_nibbles(Raw c, Raw w0, Raw a0, Raw w1, Raw a1) {
 }
 #endif
 
+// The bf16 values of e4m3 codes, each in the low byte of 16 bits. Exponents move by 120; the codes
+// below 8 have none and come from a table, since arithmetic on such floats can be very slow.
+alignas(64) static const uint16_t FP8_SMALL[32] = {0,      0x3b00, 0x3b80, 0x3bc0,
+                                                   0x3c00, 0x3c20, 0x3c40, 0x3c60};
+IPX_INLINE Raw fp8_pairs(Raw codes) {
+  Raw size = _mm512_and_si512(codes, _mm512_set1_epi16(0x7f));
+  Raw y = _mm512_add_epi16(_mm512_slli_epi16(size, 4), _mm512_set1_epi16(0x3c00));
+  __mmask32 small = _mm512_cmplt_epu16_mask(size, _mm512_set1_epi16(8));
+  y = _mm512_mask_permutexvar_epi16(y, small, size, _mm512_load_si512(FP8_SMALL));
+  __mmask32 nan = _mm512_cmpeq_epi16_mask(size, _mm512_set1_epi16(0x7f));
+  y = _mm512_mask_mov_epi16(y, nan, _mm512_set1_epi16(0x7fc0));
+  return _mm512_or_si512(y, _mm512_slli_epi16(_mm512_xor_si512(codes, size), 8));
+}
+
 // in-register transposition of W rows of W 32-bit lanes
 IPX_INLINE void transpose(Raw (&r)[16]) {
   Raw t[16];
@@ -345,6 +359,20 @@ IPX_INLINE Raw dot_bytes(Raw c, Raw w, Raw a) {
 IPX_INLINE Raw dot_nibbles(Raw c, Raw w0, Raw a0, Raw w1, Raw a1) {
   Raw words = _mm256_add_epi16(_mm256_maddubs_epi16(w0, a0), _mm256_maddubs_epi16(w1, a1));
   return _mm256_add_epi32(c, _mm256_madd_epi16(words, _mm256_set1_epi16(1)));
+}
+IPX_INLINE Raw fp8_pairs(Raw codes) {
+  const Raw low = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 0, (char)0x80, (char)0xc0, 0, 0x20, 0x40, 0x60, 0, 0, 0, 0, 0, 0, 0, 0));
+  const Raw high = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 0x3b, 0x3b, 0x3b, 0x3c, 0x3c, 0x3c, 0x3c, 0, 0, 0, 0, 0, 0, 0, 0));
+  Raw size = _mm256_and_si256(codes, _mm256_set1_epi16(0x7f));
+  Raw y = _mm256_add_epi16(_mm256_slli_epi16(size, 4), _mm256_set1_epi16(0x3c00));
+  Raw small = _mm256_or_si256(_mm256_shuffle_epi8(low, size),
+                              _mm256_shuffle_epi8(high, _mm256_slli_epi16(size, 8)));
+  y = _mm256_blendv_epi8(y, small, _mm256_cmpgt_epi16(_mm256_set1_epi16(8), size));
+  y = _mm256_blendv_epi8(y, _mm256_set1_epi16(0x7fc0),
+                         _mm256_cmpeq_epi16(size, _mm256_set1_epi16(0x7f)));
+  return _mm256_or_si256(y, _mm256_slli_epi16(_mm256_xor_si256(codes, size), 8));
 }
 
 IPX_INLINE void transpose(Raw (&r)[8]) {

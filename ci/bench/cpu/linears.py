@@ -33,8 +33,10 @@ INT8, INT4 = Scheme(weight="int8"), Scheme(weight="int4", group=32)
 SCHEMES = {
     "bf16": None,
     "w8a8": replace(INT8, activation="int8"),
+    "w8a8-x64": replace(INT8, activation="int8", activation_group=64),
     "w8a8-g32": replace(INT8, activation="int8", group=32),
     "w4a8-g32": replace(INT4, activation="int8"),
+    "w4a8-g32-x64": replace(INT4, activation="int8", activation_group=64),
     "w4a8-g32-offset": replace(INT4, activation="int8", asymmetric=True),
     "w4a8-g128": replace(INT4, activation="int8", group=128),
     "w8": INT8,
