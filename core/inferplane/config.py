@@ -51,6 +51,11 @@ class Config:
     max_queue: int = setting("requests that may wait; more are refused with 429", 1024)
     max_batch_tokens: int = setting("token budget of one step; longer prompts are chunked", 2048)
     page_size: int | None = setting("tokens per KV page; default: the backend's choice", None)
+    kv_cache_dtype: str = setting(
+        "type of keys and values in the cache; auto: as --dtype",
+        "auto",
+        choices=("auto", "fp8_e4m3"),
+    )
     kv_cache_tokens: int | None = setting(
         "size of the KV cache in tokens; default: from --memory-fraction", None
     )

@@ -146,6 +146,9 @@ def open_engine(
     source: Source,
     plugins: Plugins | None = None,
     progress: Progress | None = None,
+    report: Callable[[str], None] = log.info,
 ) -> EngineCore:
-    """Load a model and make its engine."""
-    return EngineCore(load(config, source, plugins or Plugins(), progress))
+    """Load a model and make its engine. `progress` gets bytes of weights, `report` a line about
+    whatever else takes long."""
+    loaded = load(config, source, plugins or Plugins(), progress, report=report)
+    return EngineCore(loaded)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from inferplane.hw import DeviceInfo, TorchDevice
+from inferplane.hw import DeviceInfo, TorchDevice, quantization
 from inferplane.hw.op import describe
 from inferplane.hw.ops import TABLE
 from inferplane.hw.ops.linear import LinearSpec
@@ -63,6 +63,20 @@ def test_every_value_is_the_nearest_of_its_block(scheme: Scheme) -> None:
         if scheme.weight == "float8_e4m3fn":  # 3 bits behind the leading one, 2**-9 at least
             step *= max(2.0**-9, 2.0 ** (torch.tensor(abs(value) / step).log2().floor() - 3).item())
         assert abs(float(back[n, k]) - value) <= step * 0.5001
+
+
+@pytest.mark.parametrize("scheme", WEIGHTS, ids=describe)
+def test_large_weights_are_rounded_in_tiles(
+    scheme: Scheme, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = random(300, 64)
+    whole = quantize(weight, scheme)
+    monkeypatch.setattr(quantization, "QUANTIZE_TILE", 64 * 130)
+    tiled = quantize(weight, scheme)
+    assert tiled.scheme == whole.scheme
+    assert tiled.values.view(torch.uint8).equal(whole.values.view(torch.uint8))
+    assert tiled.scale.equal(whole.scale)
+    assert (tiled.offset is None) == (whole.offset is None)
 
 
 def test_scales_and_values_of_small_matrices() -> None:

@@ -24,8 +24,8 @@ def device(policy: Any = "dynamic") -> TorchDevice:
 @pytest.mark.parametrize("op", TABLE)
 def test_reference_conforms(op: str, dtype: str) -> None:
     cases = conformance_cases(op, (dtype,))
-    slow = op == "attention.paged"
     for index, spec in enumerate(cases):
+        slow = op == "attention.paged" or getattr(spec, "scheme", None) is not None
         for seed in (index,) if slow else (index, 100 + index):
             verdict = check_op(device(), op, TABLE[op].reference, spec, seed)
             assert not isinstance(verdict, Reject)

@@ -250,6 +250,9 @@ def test_schemes_without_a_kernel_become_dense(tmp_path: Path) -> None:
     int8 = Scheme(weight="int8", group=32)
     assert schemes(some) == {"linear": {None, int8}, "logits": {int8}}
     assert some.engine.loaded.config.quantization == "auto"
+    asked = serve(source, plugins(None), quantization="int4")
+    coarse = Scheme(weight="int4", group=128, asymmetric=True)  # of what is stored in 8 bits
+    assert schemes(asked)["linear"] == {coarse, Scheme(weight="int4", group=32)}
     forced = serve(source, plugins(every), op=["linear=reference"])  # the same numbers as kernels
     assert schemes(forced)["linear"] == {int8, Scheme(weight="int4", group=32)}
 
@@ -343,3 +346,18 @@ def test_explain_shows_schemes_and_counts_their_bytes(tmp_path: Path) -> None:
 
 def test_sizes_share_blocks() -> None:
     assert SIZES["hidden_size"] // 2 < 128
+
+
+def test_keys_and_values_in_float8(tmp_path: Path) -> None:
+    oracle, source = make(tmp_path, llama(num_hidden_layers=2))
+    wide = serve(source, plugins(None), kv_cache_dtype="auto")
+    served = serve(source, plugins(None), kv_cache_dtype="fp8_e4m3", max_batch_tokens=16)
+    (group,) = served.engine.loaded.groups
+    assert group.spec.dtype == "float8_e4m3fn"
+    assert served.engine.loaded.budget.kv * 4 == wide.engine.loaded.budget.kv
+    off = (logits(served) - oracle.logits(PROMPT)).abs().max()
+    assert 1e-3 < off < 1.5  # of logits with standard deviation 3
+    first = served.run([ask("a", PROMPT, 6)])["a"]
+    again = served.run([ask("b", PROMPT, 6)])["b"]
+    assert first.tokens == again.tokens
+    assert again.cached_tokens

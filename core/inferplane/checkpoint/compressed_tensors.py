@@ -31,12 +31,11 @@ class Group:
 
 class CompressedTensors:
     def __init__(self, settings: dict[str, Any]) -> None:
-        setting(
-            {"quantization_status": "compressed"} | settings, "quantization_status", "compressed"
-        )
-        for name in ("sparsity_config", "transform_config"):
-            if settings.get(name):
-                raise ModelError(f"quantization_config has a {name}, which is not read")
+        setting(settings, "quantization_status", None, "compressed", "frozen")
+        sparsity = settings.get("sparsity_config") or {}
+        setting({"format": "dense"} | sparsity | {"quant_method": "sparsity"}, "format", "dense")
+        if settings.get("transform_config"):
+            raise ModelError("quantization_config has a transform_config, which is not read")
         self._ignore: Sequence[str] = settings.get("ignore") or ()
         groups = settings.get("config_groups")
         if not isinstance(groups, dict) or not groups:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from inferplane.checkpoint.words import exempt, setting, unpack_words
+from inferplane.errors import ModelError
 from inferplane.hw.quantization import QuantizedWeight, Scheme, pack_nibbles
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ class Gptq:
             {"checkpoint_format": "gptq"} | settings, "checkpoint_format", "gptq", "gptq_v2"
         )
         self._stored_below = 1 if version == "gptq" else 0
+        if settings.get("dynamic"):
+            raise ModelError(
+                "quantization_config of gptq has settings by module, which is not read"
+            )
         self._exempt = settings.get("modules_to_not_convert")
         self._scheme = Scheme(
             weight="int4" if self._bits == 4 else "int8",

@@ -31,6 +31,7 @@ from inferplane.hw.op import (
     Tolerance,
     rounding,
 )
+from inferplane.hw.quantization import QuantizedWeight, Scheme
 from inferplane.hw.torch_device import TorchDevice
 from inferplane.hw.version import CONTRACT
 
@@ -54,8 +55,10 @@ __all__ = [
     "Op",
     "OpImpl",
     "Peak",
+    "QuantizedWeight",
     "Reference",
     "Reject",
+    "Scheme",
     "StepPlan",
     "Stream",
     "StridedLayout",

@@ -20,6 +20,9 @@ LOWEST = {"int8": -128, "int4": 0}
 STEPS = {"int8": 255, "int4": 15}
 """stored values from a block's minimum to its maximum in asymmetric schemes"""
 
+QUANTIZE_TILE = 1 << 24
+"""values that `quantize` takes at a time: it needs several float32 copies of them"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
@@ -155,6 +158,9 @@ def quantize(tensor: "Tensor", scheme: Scheme) -> QuantizedWeight:
         raise ValueError("a static input scale comes from a checkpoint, weights do not tell it")
     if scheme.weight == "int4" and k % 2:
         raise ValueError(f"int4 packs two in_features in a byte, {k} is odd")
+    step = QUANTIZE_TILE // k // (scheme.rows or 1) * (scheme.rows or 1)
+    if scheme.rows and 0 < step < n:
+        return concatenate([quantize(tile, scheme) for tile in tensor.split(step)])
     rows, group = scheme.rows or n, scheme.group or k
     wide = tensor.float()
     down, across = scheme.scale_shape(n, k)

@@ -51,13 +51,16 @@ class SchemeChooser:
         asked = self.config.quantization
         if asked == "none":
             return None
-        if asked != "auto" and op != "logits":
-            named = self._with_inputs(scheme_named(asked, width))
-            return next((s for s in named if self._lack(op, spec, s, sizes) is None), named[0])
         present = [scheme for scheme in stored if scheme is not None]
+        shared = common(present, width) if present and len(present) == len(stored) else None
+        if asked != "auto" and op != "logits":
+            wanted = scheme_named(asked, width)
+            if shared is not None and shared.weight == wanted.weight:
+                wanted = shared  # as stored is better than rounded once more
+            named = self._with_inputs(wanted)
+            return next((s for s in named if self._lack(op, spec, s, sizes) is None), named[0])
         if not present:
             return None
-        shared = common(present, width) if len(present) == len(stored) else None
         if shared is None:
             self._give_up("weights of one product are stored in different ways")
             return None

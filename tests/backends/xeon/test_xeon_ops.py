@@ -198,6 +198,7 @@ def test_limits_are_told() -> None:
         "dtype": [
             replace(spec, dtype="float16", kv=kv("float16", "canonical")),
             replace(spec, kv=kv("float32", "canonical")),
+            replace(spec, kv=kv("float8_e4m3fn", "canonical")),
         ],
         "shape": [replace(spec, kv=kv("bfloat16", "canonical", head_dim=dim)) for dim in (12, 264)],
         "layout": [replace(spec, kv=kv("bfloat16", "opaque"))],

@@ -128,6 +128,7 @@ def test_groups_and_exceptions_of_compressed_tensors() -> None:
         "input_activations": TOKEN8,
         "format": "int-quantized",
     }
+    settings |= {"sparsity_config": {"format": "dense"}, "quantization_status": "frozen"}
     found = find_format({"text_config": {"quantization_config": settings}})
     assert found is not None
     assert found.scheme(NAME) == Scheme(weight="int4", group=32)
@@ -155,6 +156,7 @@ def test_groups_and_exceptions_of_compressed_tensors() -> None:
         (AWQ | {"zero_point": False}, ["zero_point False"]),
         (GPTQ | {"bits": 2}, ["bits 2", "4, 8"]),
         (GPTQ | {"group_size": 7}, ["group_size 7"]),
+        (GPTQ | {"dynamic": {"-:.*down.*": {}}}, ["by module"]),
         (GPTQ | {"checkpoint_format": "marlin"}, ["checkpoint_format 'marlin'"]),
         (FP8_TENSOR | {"activation_scheme": None}, ["activation_scheme None", "'dynamic'"]),
         (FP8_TENSOR | {"fmt": "e5m2"}, ["fmt 'e5m2'"]),
@@ -164,7 +166,12 @@ def test_groups_and_exceptions_of_compressed_tensors() -> None:
         (compressed("pack-quantized", INT4 | {"group_size": None}), ["group_size None"]),
         (compressed("int-quantized", INT8, TOKEN8 | {"num_bits": 4}), ["input_activations"]),
         (compressed("float-quantized", FP8, TENSOR8 | {"symmetric": False}), ["symmetric"]),
-        (compressed("int-quantized", INT8) | {"sparsity_config": {"x": 1}}, ["sparsity_config"]),
+        (
+            compressed("int-quantized", INT8) | {"sparsity_config": {"format": "sparse-bitmask"}},
+            ["sparsity", "'sparse-bitmask'"],
+        ),
+        (compressed("int-quantized", INT8) | {"transform_config": {"x": 1}}, ["transform_config"]),
+        (compressed("int-quantized", INT8) | {"quantization_status": "initialized"}, ["'frozen'"]),
         (compressed("int-quantized", INT8) | {"config_groups": None}, ["config_groups"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
