@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 
 from ci.bench.machine import append, describe
+
 from inferplane import Engine, SamplingParams
 
 TEXT = """
