@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 
 INT4_GROUPS = (128, 64, 32)
 INPUT_GROUP = 64
-"""inputs that share a scale where those of weight-only integers are rounded to int8: with one scale
-for a token SmolLM2-135M's perplexity grows by 5 %, so by less than 1 %, and 32 are no better"""
+"""inputs that share a scale, at most, where those of weight-only integers are rounded to int8: one
+scale for a token raises SmolLM2-135M's perplexity by 5 %, groups of 64 or 32 by 0.5 to 2 %"""
 
 
 def scheme_named(quantization: str, in_features: int) -> Scheme:
@@ -97,7 +97,8 @@ class SchemeChooser:
         named = [scheme]
         if inputs == "int8" and scheme.weight != "float8_e4m3fn" and not scheme.activation:
             per_token = replace(scheme, activation="int8")
-            named = [replace(per_token, activation_group=INPUT_GROUP), per_token]
+            group = max(32, scheme.group) if 0 < scheme.group < INPUT_GROUP else INPUT_GROUP
+            named = [replace(per_token, activation_group=group), per_token]
         by_user = inputs == "int8" and "input_quantization" not in self.config.chosen_by
         return named if by_user else list(dict.fromkeys([*named, weight_only(scheme)]))
 
