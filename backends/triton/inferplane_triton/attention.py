@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 MAX_SPLITS = 32
 SPLIT_KEYS = 64
 """a part of a split sequence is not made shorter than this"""
+COUNTERS = 1 << 14
+"""sequences times key heads that can be split; more of them keep the device busy unsplit"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,8 @@ class PagedAttention:
             return Reject("dtype", f"{spec.dtype} is not bfloat16, float16 or float32")
         if spec.tree:
             return Reject("feature", "tree masks")
-        if spec.kv.dtype != spec.dtype:
-            return Reject("dtype", f"pages in {spec.kv.dtype}, the model is in {spec.dtype}")
+        if problem := page_problem(spec.kv.dtype, spec.dtype, device):
+            return problem
         if spec.kv.layout == "opaque":
             return Reject("layout", "needs pages with strides")
         if spec.kv.head_dim > 256:
@@ -79,6 +81,8 @@ class _Attention:
     def __init__(
         self, spec: AttentionSpec, ctx: BuildContext, prefill: Tiles, decode: Tiles
     ) -> None:
+        import torch
+
         kv = spec.kv
         self._spec = spec
         self._handle = ctx.kv(spec.layer)
@@ -88,7 +92,8 @@ class _Attention:
         self._prefill, self._decode = prefill, decode
         self._tokens = max(prefill.rows // next_power(shared), 1)
         self._rows = max(self._tokens * next_power(shared), 16)
-        self._early = overlapped(ctx.device)
+        words = ctx.device.workspace("triton.attention.count", 4 * COUNTERS)
+        self._count = words[: 4 * COUNTERS].view(torch.int32).zero_()
         self._common: dict[str, Any] = {
             "HEADS": spec.num_heads,
             "SHARED": shared,
@@ -98,7 +103,7 @@ class _Attention:
             "WINDOW": spec.window,
             "SOFTCAP": spec.softcap,
             "SINKS": spec.sinks,
-            **self._early,
+            **overlapped(ctx.device),
         }
 
     def run(self, q: "Tensor", batch: ForwardBatch, sinks: "Tensor | None" = None) -> "Tensor":
@@ -120,7 +125,7 @@ class _Attention:
         kernels.tiled[self._spec.kv.num_kv_heads, tiles](
             q, keys, values, out, sinks, table, batch.seq_len, batch.q_start,
             seqs, q.stride(0), out.stride(0), *strides, self._spec.scale,
-            ROWS=self._rows, TOKENS=self._tokens, LEAST=2 if mixed else 1,
+            ROWS=self._rows, TOKENS=self._tokens, LEAST=2 if mixed else 1, UNIFORM=self._invariant,
             BLOCK=self._prefill.block, num_warps=self._prefill.warps,
             num_stages=self._prefill.stages, **self._common,
         )  # fmt: skip
@@ -146,6 +151,8 @@ class _Attention:
         visible = min(batch.max_kv, spec.window or batch.max_kv)
         wanted = self._decode.share * self._cores // (seqs * kv.num_kv_heads)
         splits = max(1, min(wanted, -(-visible // SPLIT_KEYS), MAX_SPLITS))
+        if seqs * kv.num_kv_heads > self._count.numel():
+            splits = 1
         part = lse = out
         if splits > 1:
             shape = (seqs, spec.num_heads, splits)
@@ -153,17 +160,22 @@ class _Attention:
             lse = q.new_empty(shape, dtype=torch.float32)
         keys, values, table, strides = self._pages(batch)
         kernels.split[seqs, kv.num_kv_heads, splits](
-            q, keys, values, out, part, lse, sinks, table, batch.seq_len, batch.q_start,
-            splits, q.stride(0), out.stride(0), *strides, spec.scale,
+            q, keys, values, out, part, lse, self._count, sinks, table, batch.seq_len,
+            batch.q_start, splits, q.stride(0), out.stride(0), *strides, spec.scale,
             ROWS=self._decode.rows, PARTS=splits > 1, MIXED=mixed, BLOCK=self._decode.block,
             num_warps=self._decode.warps, num_stages=self._decode.stages, **self._common,
         )  # fmt: skip
-        if splits > 1:
-            kernels.merge[seqs, spec.num_heads](
-                part, lse, out, batch.seq_len, batch.q_start, splits, out.stride(0),
-                HEADS=spec.num_heads, DIM=kv.head_dim, DIM_PAD=self._common["DIM_PAD"],
-                SPLITS_PAD=next_power(splits), MIXED=mixed, num_warps=2, **self._early,
-            )  # fmt: skip
+
+
+def page_problem(pages: str, dtype: str, device: Device) -> Reject | None:
+    """Pages are in the model's type, or in float8 where the device converts it."""
+    if pages == dtype:
+        return None
+    if pages != "float8_e4m3fn":
+        return Reject("dtype", f"pages in {pages}, the model is in {dtype}")
+    if not at_least(device, 89):
+        return Reject("hardware", f"{device.info.arch or device.info.name} has no float8_e4m3fn")
+    return None
 
 
 def core_count(device: Device) -> int:
@@ -180,7 +192,10 @@ def core_count(device: Device) -> int:
 def overlapped(device: Device) -> dict[str, Any]:
     """Launch options of a kernel that may start while the one before it ends, where the device
     has that: NVIDIA's from compute capability 9.0 on."""
+    return {"PDL": True, "launch_pdl": True} if at_least(device, 90) else {"PDL": False}
+
+
+def at_least(device: Device, capability: int) -> bool:
+    """An NVIDIA GPU of this compute capability, such as 90, or above."""
     family, _, number = device.info.arch.partition("_")
-    if family == "sm" and number.isdecimal() and int(number) >= 90:
-        return {"PDL": True, "launch_pdl": True}
-    return {"PDL": False}
+    return family == "sm" and number.isdecimal() and int(number) >= capability

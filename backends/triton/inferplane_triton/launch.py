@@ -43,8 +43,9 @@ class Tile:
         return min(self.most, max(16, next_power(rows)))
 
     def chunk(self, width: int) -> int:
-        """of K for each part, a multiple of block"""
-        return -(-width // (self.block * self.split)) * self.block
+        """of K for each part, a multiple of block, and the same for all blocks up to 128"""
+        step = max(self.block, 128)
+        return -(-width // (step * self.split)) * step
 
     def part_bytes(self, rows: int, columns: int) -> int:
         return 0 if self.split == 1 or self.serial else 4 * self.split * rows * columns

@@ -124,7 +124,8 @@ def test_parts_are_added_in_the_order_of_k() -> None:
 
 
 def test_invariant_tiles_keep_what_fixes_the_bits() -> None:
-    for columns, width in ((4096, 4096), (6144, 4096), (28672, 4096), (1024, 2048), (192, 128)):
+    shapes = [(4096, 4096), (6144, 4096), (28672, 4096), (1024, 2048), (192, 128), (192, 1152)]
+    for columns, width in shapes:
         tiles = [tuning.invariant(rows, columns, width) for rows in range(1, 300)]
         assert len({tile.split for tile in tiles}) == 1
         for tile in tiles:

@@ -116,6 +116,23 @@ def _input_scale(x_at, valid, K, LIMIT: tl.constexpr, M_PAD: tl.constexpr, BLOCK
     return tl.where(largest == 0.0, 1.0, largest / LIMIT)
 
 
+@triton.jit
+def _factor(
+    input_scale_ptr, x_at, m, M, K, LIMIT: tl.constexpr, M_PAD: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCKED: tl.constexpr, INPUT: tl.constexpr,
+):  # fmt: skip
+    """[M_PAD]: the input scales that hold for all of K"""
+    factor = tl.full([M_PAD], 1.0, tl.float32)
+    if INPUT == "static":
+        factor *= tl.load(input_scale_ptr)
+    elif not BLOCKED:
+        if INPUT == "dynamic":
+            factor = _input_scale(x_at, (m < M)[None, :], K, LIMIT, M_PAD, BLOCK)
+        elif INPUT == "quantized":
+            factor = tl.load(input_scale_ptr + m, mask=m < M, other=1.0)
+    return factor
+
+
 @triton.jit(do_not_specialize=["M"])
 def w8(
     x_ptr, input_scale_ptr, w_ptr, scale_ptr, bias_ptr, y_ptr, part_ptr, count_ptr,
@@ -140,14 +157,7 @@ def w8(
     w_at = w_ptr + rows.to(tl.int64)[:, None] * K + at[None, :]
     x_at = x_ptr + m.to(tl.int64)[None, :] * stride_x + at[:, None]
     valid = (m < M)[None, :]
-    factor = tl.full([M_PAD], 1.0, tl.float32)
-    if INPUT == "static":
-        factor *= tl.load(input_scale_ptr)
-    elif not BLOCKED:
-        if INPUT == "dynamic":
-            factor = _input_scale(x_at, valid, K, LIMIT, M_PAD, BLOCK)
-        elif INPUT == "quantized":
-            factor = tl.load(input_scale_ptr + m, mask=m < M, other=1.0)
+    factor = _factor(input_scale_ptr, x_at, m, M, K, LIMIT, M_PAD, BLOCK, BLOCKED, INPUT)
     inverse = (1.0 / factor)[None, :]
     blocks = K // 128
     weight_scale_at = scale_ptr + column * ROWS // 128 * blocks
@@ -186,6 +196,16 @@ def w8(
 
 
 @triton.jit
+def _integers(q, Number: tl.constexpr, ZERO: tl.constexpr):
+    """i32 0 to 15 -> q - ZERO, exactly: into the mantissa of a number that has a step of 1"""
+    if Number == tl.bfloat16:
+        return (q | 0x4300).to(tl.int16).to(Number, bitcast=True) - (128.0 + ZERO)
+    if Number == tl.float16:
+        return (q | 0x6400).to(tl.int16).to(Number, bitcast=True) - (1024.0 + ZERO)
+    return q.to(Number) - ZERO
+
+
+@triton.jit
 def _scales(first, scale_at, g, end, N, GROUP: tl.constexpr):
     """Where the scales of a step's chunks are, and which of them exist."""
     at = scale_at + first * 128 // GROUP * N
@@ -193,6 +213,28 @@ def _scales(first, scale_at, g, end, N, GROUP: tl.constexpr):
     if len(scale_at.shape) == 3:
         inside = tl.expand_dims(inside, 2)
     return at, inside
+
+
+@triton.jit
+def _nibbles(
+    w, scale, offset, x_at, x_mask, ROWS: tl.constexpr, M_PAD: tl.constexpr, CHUNKS: tl.constexpr,
+    SMALL: tl.constexpr, ASYMMETRIC: tl.constexpr,
+):  # fmt: skip
+    """W's words times x [CHUNKS, ROWS, M_PAD], and for offsets the sum of x's nibble planes"""
+    Number: tl.constexpr = x_at.dtype.scalar.element_ty
+    sums = tl.zeros([CHUNKS, ROWS, M_PAD], tl.float32)
+    total = tl.zeros([CHUNKS, 16, M_PAD], tl.float32)
+    for nibble in tl.static_range(8):
+        x = tl.load(x_at + 4 * nibble, mask=x_mask, other=0.0)
+        value = _integers((w >> (4 * nibble)) & 15, Number, 0 if ASYMMETRIC else 8)
+        if SMALL and ASYMMETRIC:
+            value = (value.to(tl.float32) * scale.to(tl.float32) + offset).to(Number)
+        elif SMALL:
+            value = (value.to(tl.float32) * scale.to(tl.float32)).to(Number)
+        elif ASYMMETRIC:
+            total += x.to(tl.float32)
+        sums = tl.dot(value.to(Number), x, sums, input_precision="ieee")
+    return sums, total
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -213,15 +255,15 @@ def int4(
     column, line = tl.program_id(0), tl.program_id(1)
     rows = column * ROWS + tl.arange(0, ROWS)
     m = line * M_PAD + tl.arange(0, M_PAD)
-    g = tl.arange(0, CHUNKS)
-    word = tl.arange(0, 16)
-    wide = rows.to(tl.int64)
-    Number: tl.constexpr = x_ptr.dtype.element_ty
-    w_at = w_ptr + wide[None, :, None] * words + (g[:, None, None] * 16 + word[None, None, :])
-    x_word = word // 4 * 32 + word % 4
-    x_at = m.to(tl.int64)[None, None, :] * stride_x + (
-        g[:, None, None] * 128 + x_word[None, :, None]
+    g, word = tl.arange(0, CHUNKS), tl.arange(0, 16)
+    w_at = (
+        w_ptr
+        + rows.to(tl.int64)[None, :, None] * words
+        + (g[:, None, None] * 16 + word[None, None, :])
     )
+    x_word = word // 4 * 32 + word % 4
+    x_at = x_ptr + m.to(tl.int64)[None, None, :] * stride_x
+    x_at += g[:, None, None] * 128 + x_word[None, :, None]
     valid = (m < M)[None, None, :]
     acc = tl.zeros([CHUNKS, ROWS, M_PAD], tl.float32)
     begin = tl.program_id(2) * chunk
@@ -235,44 +277,24 @@ def int4(
     at, mask = _scales(begin, scale_at, g, end, N, GROUP)
     scale = tl.load(scale_ptr + at, mask=mask, other=0.0)
     for first in range(begin, end, CHUNKS):
-        inside = first + g < end
-        w = tl.load(w_at + first * 16, mask=inside[:, None, None], other=0)
+        inside = (first + g < end)[:, None, None]
+        w = tl.load(w_at + first * 16, mask=inside, other=0)
+        offset = scale
         if ASYMMETRIC:
             at, mask = _scales(first, scale_at, g, end, N, GROUP)
             offset = tl.load(offset_ptr + at, mask=mask, other=0.0).to(tl.float32)
         at, mask = _scales(first + CHUNKS, scale_at, g, end, N, GROUP)
         scale_ahead = tl.load(scale_ptr + at, mask=mask, other=0.0)
-        sums = tl.zeros([CHUNKS, ROWS, M_PAD], tl.float32)
-        total = tl.zeros([CHUNKS, 16, M_PAD], tl.float32)
-        for nibble in tl.static_range(8):
-            x = tl.load(
-                x_ptr + x_at + (first * 128 + 4 * nibble),
-                mask=inside[:, None, None] & valid, other=0.0,
-            )  # fmt: skip
-            q = (w >> (4 * nibble)) & 15
-            if Number == tl.bfloat16:  # 128 + q
-                value = (q | 0x4300).to(tl.int16).to(Number, bitcast=True)
-                value -= 128.0 if ASYMMETRIC else 136.0
-            elif Number == tl.float16:  # 1024 + q
-                value = (q | 0x6400).to(tl.int16).to(Number, bitcast=True)
-                value -= 1024.0 if ASYMMETRIC else 1032.0
-            else:
-                value = q.to(Number) - (0.0 if ASYMMETRIC else 8.0)
-            if SMALL:
-                scaled = value.to(tl.float32) * scale.to(tl.float32)
-                if ASYMMETRIC:
-                    scaled += offset
-                value = scaled.to(Number)
-            elif ASYMMETRIC:
-                total += x.to(tl.float32)
-            sums = tl.dot(value.to(Number), x, sums, input_precision="ieee")
-        if SMALL:
-            acc += sums
-        else:
-            acc += sums * scale.to(tl.float32)[:, :, None]
+        sums, total = _nibbles(
+            w, scale, offset, x_at + first * 128, inside & valid, ROWS, M_PAD, CHUNKS,
+            SMALL, ASYMMETRIC,
+        )  # fmt: skip
+        if not SMALL:
+            sums *= scale.to(tl.float32)[:, :, None]
             if ASYMMETRIC:
-                acc += offset[:, :, None] * tl.sum(total, 1)[:, None, :]
+                sums += offset[:, :, None] * tl.sum(total, 1)[:, None, :]
+        acc += sums
         scale = scale_ahead
+    acc = tl.sum(acc, 0)
     tile = line * tl.cdiv(N, ROWS) + column
-    summed = tl.sum(acc, 0)
-    _finish(summed, y_ptr, bias_ptr, part_ptr, count_ptr, rows, m, tile, M, N, SPLIT, BIAS)
+    _finish(acc, y_ptr, bias_ptr, part_ptr, count_ptr, rows, m, tile, M, N, SPLIT, BIAS)
