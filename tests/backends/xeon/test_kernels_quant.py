@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from inferplane.hw.op import Reject
+from inferplane.hw import DeviceInfo
+from inferplane.hw.op import Reject, Support
 from inferplane.hw.ops.linear import LinearSpec
 from inferplane.hw.quantization import (
     LARGEST,
@@ -18,7 +19,9 @@ from inferplane.hw.quantization import (
     quantize_input,
     spread,
 )
-from inferplane_xeon import quantized
+from inferplane.testing.ops import check_op, conformance_cases
+from inferplane_xeon import plugin, quantized
+from inferplane_xeon.ops import implementations
 
 INT8, INT4, FP8 = (Scheme(weight=kind) for kind in ("int8", "int4", "float8_e4m3fn"))
 SCHEMES = {
@@ -235,3 +238,16 @@ def test_limits_are_told(code: str, dtype: str, scheme: Scheme | None, inputs: i
     assert isinstance(verdict, Reject)
     assert verdict.code == code
     assert verdict.reason
+
+
+def test_conformance(isa: str) -> None:
+    """Every scheme of the contract's own cases."""
+    info = DeviceInfo(backend="xeon", torch_device="cpu", name="test", arch=isa)
+    device, checked = plugin.create_device(info, {}), 0
+    for op, impl in implementations():
+        if impl.name == "xeon.quant_linear":
+            cases = [c for c in conformance_cases(op, ("float32", "bfloat16")) if c.scheme]
+            for spec in cases:
+                assert isinstance(check_op(device, op, impl, spec, seed=0), Support)
+            checked += len(cases)
+    assert checked > 100
