@@ -219,6 +219,7 @@ async def _samples(service: Service, request: Request, asked: GenerateRequest) -
         chosen["logprobs"] = asked.top_logprobs_num or 0
         if asked.logprob_start_len not in (None, -1):
             chosen["prompt_logprobs"] = asked.top_logprobs_num or 0
+            chosen["prompt_logprobs_start"] = asked.logprob_start_len + 1
     names = {"prompt": field, **{name: f"sampling_params.{name}" for name in SAME}, **SPELLINGS}
     samples: list[Sample] = []
     with renamed(**names):
