@@ -1,6 +1,8 @@
 """How the tokens of one request are chosen. Knows nothing about text, HTTP or devices."""
 
+import json
 import math
+from typing import Any, Literal
 
 import msgspec
 
@@ -10,6 +12,64 @@ MAX_LOGPROBS = 20
 MAX_SAMPLES = 128
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKENS = 64
+MAX_CONSTRAINT_CHARS = 256 * 1024
+MAX_MARKER_CHARS = 64
+
+Kind = Literal["json_schema", "regex", "ebnf", "structural_tag"]
+KINDS: tuple[Kind, ...] = ("json_schema", "regex", "ebnf", "structural_tag")
+
+
+class Constraint(msgspec.Struct, frozen=True):
+    """What the output must be. The kinds are the fields of SamplingParams; see there.
+
+    `after`: the constraint begins behind the first occurrence of this text in the output, such as
+    the end of a reasoning section. "": at once.
+    """
+
+    kind: Kind
+    text: str
+    after: str = ""
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of SamplingParams that demand it: structs.replace(params, **c.fields())."""
+        others: dict[str, Any] = dict.fromkeys(KINDS)
+        return {**others, self.kind: self.text, "constrain_after": self.after}
+
+
+def json_schema_constraint(schema: dict[str, Any] | bool) -> Constraint:
+    """Output must be JSON that the schema (drafts 4 to 2020-12) allows."""
+    return Constraint("json_schema", json.dumps(schema, ensure_ascii=False))
+
+
+def json_object_constraint() -> Constraint:
+    """Output must be any one JSON object."""
+    return json_schema_constraint({"type": "object"})
+
+
+class Tag(msgspec.Struct, frozen=True):
+    """`begin`, then JSON that `schema` allows, then `end`."""
+
+    begin: str
+    schema: dict[str, Any] | bool
+    end: str
+
+
+def structural_tag_constraint(
+    tags: list[Tag], triggers: list[str], *, required: bool = False, many: bool = True
+) -> Constraint:
+    """Free text in which every `trigger` begins one of the tags, which then must be completed:
+    "free text, then <tool_call>{json}</tool_call>". Each tag's `begin` starts with one trigger.
+
+    `required`: the output begins with a tag, and has no free text. `many`: after a tag there may
+    be more of them. Without `many` the output ends with the first tag.
+    """
+    spec = {
+        "structures": [{"begin": t.begin, "schema": t.schema, "end": t.end} for t in tags],
+        "triggers": triggers,
+        "at_least_one": required,
+        "stop_after_first": not many,
+    }
+    return Constraint("structural_tag", json.dumps(spec, ensure_ascii=False))
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,6 +82,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     except for the one that it follows. Penalties: repetition as in CTRL
     (arXiv 1909.05858) over prompt and output; frequency and presence as in OpenAI's API, over the
     output alone. Without a `seed` each request draws its own.
+
+    At most one of `json_schema` (a schema as JSON text), `regex` (the whole output matches),
+    `ebnf` (a grammar in GBNF or Lark notation) and `structural_tag` (JSON text, see
+    structural_tag_constraint) restricts the output, from the first token or from behind the first
+    occurrence of the text `constrain_after`. `constraint` is what they say.
     """
 
     temperature: float = 1.0
@@ -44,6 +109,19 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     prompt_logprobs_start: int = 0
+    json_schema: str | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    structural_tag: str | None = None
+    constrain_after: str = ""
+
+    @property
+    def constraint(self) -> Constraint | None:
+        for kind in KINDS:
+            text = getattr(self, kind)
+            if text is not None:
+                return Constraint(kind, text, self.constrain_after)
+        return None
 
     @property
     def has_penalties(self) -> bool:
@@ -78,6 +156,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             if count is not None:
                 _in_range(name, count, 0, MAX_LOGPROBS)
         self._verify_lists(vocab_size)
+        self._verify_constraint()
 
     def _verify_lists(self, vocab_size: int) -> None:
         if len(self.stop) > MAX_STOP_STRINGS:
@@ -107,6 +186,25 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                     )
         for value in self.logit_bias.values():
             _in_range("logit_bias", value, -100.0, 100.0)
+
+    def _verify_constraint(self) -> None:
+        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(given) > 1:
+            raise RequestError(
+                f"{given[0]} and {given[1]} exclude each other: send one of them", param=given[1]
+            )
+        for kind in given:
+            size = len(getattr(self, kind))
+            if size > MAX_CONSTRAINT_CHARS:
+                raise RequestError(
+                    f"{kind} has {size} characters, at most {MAX_CONSTRAINT_CHARS}", param=kind
+                )
+        if len(self.constrain_after) > MAX_MARKER_CHARS or (self.constrain_after and not given):
+            raise RequestError(
+                f"constrain_after must have at most {MAX_MARKER_CHARS} characters, and needs one"
+                f" of {', '.join(KINDS)}",
+                param="constrain_after",
+            )
 
 
 def _in_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
