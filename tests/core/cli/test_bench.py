@@ -10,7 +10,7 @@ import pytest
 
 from inferplane.cli import bench
 from inferplane.cli.main import main
-from inferplane.cli.remote import Remote
+from inferplane.remote import Remote
 from inferplane.cli.workload import (
     Counts,
     Timing,
