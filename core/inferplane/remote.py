@@ -48,6 +48,12 @@ class Remote:
         async with self._open("POST", path, value) as body:
             return json.loads(b"".join([part async for part in body]))
 
+    async def tell(self, path: str) -> None:
+        """POST without a body; whatever a success says is not looked at."""
+        async with self._open("POST", path, None) as body:
+            async for _ in body:
+                pass
+
     async def events(self, path: str, value: Any) -> AsyncGenerator[Any, None]:
         """The JSON values of the answer's events, up to [DONE]; the caller stops before the end
         of a stream that has no such mark."""
