@@ -2,10 +2,11 @@
 
 import threading
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from inferplane.errors import ProgramError
+from inferplane.errors import InferplaneError, ProgramError
 from inferplane.lang.choices import ChoicesMethod
 from inferplane.lang.sampling import DEFAULTS, Sampling
 from inferplane.lang.transcript import Message, Transcript
@@ -69,6 +70,14 @@ class Backend(Protocol):
         ...
 
     def get_server_info(self) -> dict[str, Any]: ...
+
+
+def warm(backend: Backend, transcript: Transcript) -> None:
+    """Prefill what others will begin with. If that fails, the calls that follow say why; a chat
+    template may also refuse a conversation that is not complete yet."""
+    if transcript.items:
+        with suppress(InferplaneError):
+            backend.prefill(transcript)
 
 
 def asked_for(who: str, sampling: Sampling, supported: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,17 @@ from typing import Any
 
 from inferplane.errors import InferplaneError, ProgramError
 from inferplane.lang.backend import Answer, Backend
-from inferplane.lang.expressions import Gen, Part, ScopeBegin, ScopeEnd, Select, Text
+from inferplane.lang.expressions import (
+    Gen,
+    Image,
+    Part,
+    RoleBegin,
+    RoleEnd,
+    ScopeBegin,
+    ScopeEnd,
+    Select,
+    Text,
+)
 from inferplane.lang.sampling import Sampling
 from inferplane.lang.transcript import Transcript
 
@@ -122,7 +132,7 @@ class Executor:
             self.error = self.error or error
             self._running = False
             for feed in self._feeds.values():
-                feed.closed = True
+                feed.closed = feed.closed or self.error is None
             self._notify()
 
     def fork(self) -> "Executor":
@@ -146,10 +156,9 @@ class Executor:
         new = [] if feed is None else feed.pieces[seen:]
         if new:
             return new, False
-        if self.error is not None:
-            self._raise()
         if feed is not None and feed.closed:
             return [], True
+        self._raise()
         if not self._running and not self._working:
             if feed is None and name not in self.variables:
                 raise ProgramError(f"the program has no variable {name!r}")
@@ -189,7 +198,7 @@ class Executor:
             text = self.transcript.text_since(self._scopes.pop(part.name))
             self._keep(part.name, text)
             self._feeds[part.name] = Feed([text], closed=True)
-        elif not isinstance(part, Gen | Select):
+        elif isinstance(part, Text | Image | RoleBegin | RoleEnd):
             self.transcript.add(part)
 
     def _work(self) -> None:

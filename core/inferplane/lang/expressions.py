@@ -111,7 +111,13 @@ class Image(Expression):
         return f"data:{kind};base64,{data}"
 
 
-Part = Text | Gen | Select | RoleBegin | RoleEnd | ScopeBegin | ScopeEnd | Image
+class Unknown(Expression):
+    """What is not known while a program is only looked at: see tracing.py."""
+
+    __slots__ = ()
+
+
+Part = Unknown | Text | Gen | Select | RoleBegin | RoleEnd | ScopeBegin | ScopeEnd | Image
 
 
 def parts_of(value: object) -> tuple[Part, ...]:

@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Any, Literal, overload
 
 from inferplane.errors import ProgramError
-from inferplane.lang.backend import Backend
+from inferplane.lang.backend import warm
 from inferplane.lang.default import as_backend
 from inferplane.lang.executor import Executor
 from inferplane.lang.sampling import Sampling, strings
@@ -123,7 +123,7 @@ class Function:
             return []
         chosen = as_backend(backend)
         if len(items) > 1:
-            self._prefill(chosen, items)
+            warm(chosen, self._prefix(items))
         threads = MOST_THREADS if num_threads == "auto" else num_threads
         if threads < 1:
             raise ProgramError(f"num_threads is {threads}, must be at least 1")
@@ -144,21 +144,21 @@ class Function:
     def cache(self, backend: Any = None) -> str:
         """Compute what every run of the program begins with. Returns that text."""
         chosen = as_backend(backend)
-        prefix = self._prefill(chosen, [])
-        return chosen.text(prefix) if prefix.items else ""
+        prefix = self._prefix([])
+        if not prefix.items:
+            return ""
+        chosen.prefill(prefix)
+        return chosen.text(prefix)
 
-    def _prefill(self, backend: Backend, items: list[dict[str, Any]]) -> Transcript:
-        """Compute what runs with these arguments have in common; without any, what all have."""
+    def _prefix(self, items: list[dict[str, Any]]) -> Transcript:
+        """What runs with these arguments begin with; without any, what all begin with."""
         known = {**self.bound, **_same(items)}
         named = [p for p in self._parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         given = {name for item in items for name in item}
         open_names = {p.name for p in named if p.default is p.empty or p.name in given}
         takes_any = len(named) < len(self._parameters)
         known = {k: v for k, v in known.items() if takes_any or k in {p.name for p in named}}
-        prefix = constant_prefix(self.func, open_names - known.keys(), known)
-        if prefix.items:
-            backend.prefill(prefix)
-        return prefix
+        return constant_prefix(self.func, open_names - known.keys(), known)
 
     def _arguments(self, item: dict[str, Any] | Sequence[Any]) -> dict[str, Any]:
         if isinstance(item, dict):

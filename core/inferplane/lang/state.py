@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from inferplane.errors import ProgramError
+from inferplane.lang.backend import warm
 from inferplane.lang.executor import Executor
 from inferplane.lang.expressions import (
     Appendable,
@@ -101,8 +102,8 @@ class ProgramState:
         if size < 1:
             raise ProgramError(f"fork({size}): must be at least 1")
         self._executor.sync()
-        if size > 1 and self._executor.transcript.items:
-            self._executor.backend.prefill(self._executor.transcript)
+        if size > 1:
+            warm(self._executor.backend, self._executor.transcript)
         return StateGroup([ProgramState(self._executor.fork()) for _ in range(size)], self)
 
     def copy(self) -> "ProgramState":

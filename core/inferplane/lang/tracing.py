@@ -9,13 +9,13 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, NoReturn, Self
 
 from inferplane.lang.expressions import (
-    Expression,
     Gen,
     RoleBegin,
     RoleEnd,
     ScopeBegin,
     ScopeEnd,
     Select,
+    Unknown,
     parts_of,
 )
 from inferplane.lang.transcript import Transcript
@@ -29,36 +29,17 @@ def _stop(*_: object, **__: object) -> NoReturn:
     raise _Stop
 
 
-class Placeholder(Expression):
-    """An argument that is not known yet. Adding it to a text keeps the text before it."""
+class Placeholder(Unknown):
+    """An argument. Adding it to a text is all that can be done with it."""
 
     __slots__ = ()
 
-    def __add__(self, other: Any) -> Any:
-        return _Cut(())
-
-    def __radd__(self, other: Any) -> Any:
-        return _Cut(parts_of(other))
-
 
 for _name in (
-    "getattr format iter len bool str repr eq ne hash contains getitem call int float index lt gt le"
-    " ge sub mul mod truediv floordiv neg rsub rmul rmod rtruediv fspath bytes"
+    "getattr format iter len bool str repr eq ne hash contains getitem call int float index bytes"
+    " lt gt le ge sub mul mod truediv floordiv neg rsub rmul rmod rtruediv fspath"
 ).split():
     setattr(Placeholder, f"__{_name}__", _stop)
-
-
-class _Cut(Expression):
-    """Known parts, and then something unknown."""
-
-    def __init__(self, parts: Iterable[Any]) -> None:
-        self.parts = tuple(parts)
-
-    def __add__(self, other: Any) -> Any:
-        return self
-
-    def __radd__(self, other: Any) -> Any:
-        return _Cut((*parts_of(other), *self.parts))
 
 
 class _Trace:
@@ -68,16 +49,11 @@ class _Trace:
         self.transcript = Transcript()
 
     def __iadd__(self, value: Any) -> Self:
-        known = value.parts if isinstance(value, _Cut) else ()
-        if not isinstance(value, _Cut | Placeholder):
-            known = parts_of(value)
-        for part in known:
-            if isinstance(part, Gen | Select | Placeholder):
+        for part in parts_of(value):
+            if isinstance(part, Gen | Select | Unknown):
                 raise _Stop
             if not isinstance(part, ScopeBegin | ScopeEnd):
                 self.transcript.add(part)
-        if isinstance(value, _Cut | Placeholder):
-            raise _Stop
         return self
 
     @contextmanager
