@@ -88,10 +88,10 @@ class Executor:
                 threading.Thread(target=self._work, name="inferplane-lang", daemon=True).start()
 
     def sync(self) -> None:
-        """Wait until everything appended has been carried out, here and in forks. Raises what has
-        failed."""
+        """Wait until everything appended has been carried out, here and in forks; outside of the
+        program until it has ended. Raises what has failed."""
         with self.changed:
-            self.changed.wait_for(lambda: not self._working)
+            self.changed.wait_for(lambda: not (self._working or self._others_append()))
             self._raise()
         for child in self.children:
             child.sync()
@@ -111,8 +111,10 @@ class Executor:
             return False
         if self._promised[name]:
             return True
-        others = self._running and self._author != threading.get_ident()
-        return others and name not in self.variables
+        return self._others_append() and name not in self.variables
+
+    def _others_append(self) -> bool:
+        return self._running and self._author != threading.get_ident()
 
     def set(self, name: str, value: Any) -> None:
         with self.changed:

@@ -21,7 +21,7 @@ class FakeBackend:
     thread of each call, with the prompt. A choice is the likelier the earlier in the alphabet."""
 
     def __init__(
-        self, rule: Rule = count_words, on_call: Callable[[str], None] = lambda prompt: None
+        self, rule: Rule = count_words, on_call: Callable[[str], object] = lambda prompt: None
     ) -> None:
         self.rule = rule
         self.on_call = on_call
