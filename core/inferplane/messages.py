@@ -6,6 +6,7 @@ error of the sender and is dropped with a log line, never a crash of the receive
 
 import msgspec
 
+from inferplane.grammar.contract import Grammar
 from inferplane.sampling_params import SamplingParams
 
 Logprob = tuple[int, float]
@@ -27,7 +28,8 @@ class Submit(msgspec.Struct, tag="submit", kw_only=True):
 
     `request_id` is made by the sender of this message and unique; what a client calls its request
     never gets here. `stop_ids` holds the end-of-sequence ids (unless ignored) and the request's
-    own stop ids. `seed` is unsigned 64 bit. `namespace` separates prefix caches.
+    own stop ids. `seed` is unsigned 64 bit. `namespace` separates prefix caches. `grammar` is the
+    compiled form of the constraint in `params`, if there is one.
     """
 
     request_id: str
@@ -39,6 +41,7 @@ class Submit(msgspec.Struct, tag="submit", kw_only=True):
     sample_index: int = 0
     namespace: str = ""
     priority: int = 0
+    grammar: Grammar | None = None
 
 
 class Abort(msgspec.Struct, tag="abort"):

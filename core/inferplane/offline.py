@@ -304,7 +304,7 @@ def list_of(prompts: Prompts) -> list[str | Sequence[int]]:
 
 
 async def _open(config: Config, source: Any, plugins: Plugins | None, progress: Any) -> LocalClient:
-    return LocalClient(open_engine(config, source, plugins, progress))
+    return LocalClient(open_engine(config, source, plugins, progress, source.tokenizer))
 
 
 def _close(background: Background, client: LocalClient, generator: Generator) -> None:

@@ -159,7 +159,7 @@ def _build(config: Config, progress: Callable[[str], None]) -> Core:
     from inferplane.engine import open_engine  # imports torch
 
     source = open_model(config.model, config.revision)
-    return open_engine(config, source, progress=Percent(progress))
+    return open_engine(config, source, progress=Percent(progress), tokenizer=source.tokenizer)
 
 
 class Percent:

@@ -73,8 +73,28 @@ MUTANTS = {
     ),
     "token in flight is not dropped": (
         scheduler,
-        "if request.ended:\n                continue",
-        "if not request.tokens:\n                continue",
+        "if request is None or request.ended:\n                continue",
+        "if request is None:\n                continue",
+    ),
+    "a sample in flight survives an extension": (
+        scheduler,
+        "[None if other is request else other for other in flight.sampled]",
+        "[other for other in flight.sampled]",
+    ),
+    "an extended request goes on decoding": (
+        scheduler,
+        "request.decoding, request.need = False, None",
+        "request.need = None",
+    ),
+    "an extension is not counted for penalties": (
+        scheduler,
+        "request.recount = request.params.has_penalties",
+        "request.recount = False",
+    ),
+    "an extension is not reported": (
+        scheduler,
+        "request.tokens[request.reported :]",
+        "request.tokens[-1:]",
     ),
     "readmitted before its tokens have arrived": (
         scheduler,
