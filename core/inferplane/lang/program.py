@@ -4,7 +4,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Literal, overload
 
 from inferplane.errors import ProgramError
@@ -127,19 +127,29 @@ class Function:
         threads = MOST_THREADS if num_threads == "auto" else num_threads
         if threads < 1:
             raise ProgramError(f"num_threads is {threads}, must be at least 1")
+        given_up = threading.Event()
+
+        def run(item: dict[str, Any]) -> ProgramState | None:
+            if given_up.is_set():
+                return None
+            try:
+                return self.run(backend=chosen, **{**sampling, **item})
+            except BaseException:
+                given_up.set()
+                raise
+
         with ThreadPoolExecutor(min(threads, len(items)), "inferplane-batch") as pool:
-            futures = [
-                pool.submit(self.run, backend=chosen, **{**sampling, **item}) for item in items
-            ]
+            futures = [pool.submit(run, item) for item in items]
             if progress_bar:
                 _show_progress(futures)
             try:
-                wait(futures, return_when=FIRST_EXCEPTION)
-            finally:
-                for future in futures:
-                    future.cancel()
-        _raise_first(futures)
-        return [future.result() for future in futures]
+                wait(futures)
+            finally:  # an interrupt
+                given_up.set()
+        for future in futures:
+            if future.exception() is not None:
+                future.result()
+        return [state for future in futures if (state := future.result()) is not None]
 
     def cache(self, backend: Any = None) -> str:
         """Compute what every run of the program begins with. Returns that text."""
@@ -214,18 +224,12 @@ def _equal(one: Any, other: Any) -> bool:
     return one is other or (isinstance(one, str | int | float | bool) and one == other)
 
 
-def _raise_first(futures: list["Future[ProgramState]"]) -> None:
-    for future in futures:
-        if not future.cancelled() and future.exception() is not None:
-            future.result()
-
-
-def _show_progress(futures: list["Future[ProgramState]"]) -> None:
+def _show_progress(futures: Sequence["Future[Any]"]) -> None:
     """A line on standard error that is rewritten; every line of its own if that is no terminal."""
     lock, done, total = threading.Lock(), 0, len(futures)
     terminal = sys.stderr.isatty()
 
-    def show(_: "Future[ProgramState]") -> None:
+    def show(_: "Future[Any]") -> None:
         nonlocal done
         with lock:
             done += 1
