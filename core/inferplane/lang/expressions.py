@@ -163,24 +163,13 @@ def gen(
     what it may write; `choices` makes it a `select`."""
     if choices is not None:
         return select(name, choices, temperature or 0.0, choices_method or token_length_normalized)
-    demands = {"dtype": dtype, "regex": regex, "json_schema": json_schema}
-    given = [key for key, value in demands.items() if value is not None]
-    if len(given) > 1:
-        raise ProgramError(f"{_named(name)}: {given[0]} and {given[1]} exclude each other")
-    if regex is not None:
-        _check_regex(name, regex)
-    if dtype is not None:
-        kind = TYPE_NAMES.get(dtype) if isinstance(dtype, str) else dtype
-        if kind not in TYPES:
-            known = ", ".join(TYPE_NAMES)
-            raise ProgramError(f"{_named(name)}: dtype is {dtype!r}, must be one of {known}")
-        regex, ends = TYPES[kind]
-        stop = [*(strings(stop) or ()), *ends]
+    regex, ends = _pattern(name, dtype, regex, json_schema)
+    stops = (*(strings(stop) or ()), *ends)
     sampling = Sampling(
         max_new_tokens=max_tokens,
         min_new_tokens=min_tokens,
         n=n,
-        stop=strings(stop) or None,
+        stop=stops or None,
         stop_token_ids=None if stop_token_ids is None else tuple(stop_token_ids),
         temperature=temperature,
         top_p=top_p,
@@ -275,8 +264,22 @@ def _named(name: str | None, call: str = "gen") -> str:
     return f"{call}({name!r})" if name else f"{call}()"
 
 
-def _check_regex(name: str | None, regex: str) -> None:
+def _pattern(
+    name: str | None, dtype: type | str | None, regex: str | None, json_schema: str | None
+) -> tuple[str | None, tuple[str, ...]]:
+    """The regex that a call asks for, and the stop strings that its type adds."""
+    demands = {"dtype": dtype, "regex": regex, "json_schema": json_schema}
+    given = [key for key, value in demands.items() if value is not None]
+    if len(given) > 1:
+        raise ProgramError(f"{_named(name)}: {given[0]} and {given[1]} exclude each other")
+    if dtype is not None:
+        kind = TYPE_NAMES.get(dtype) if isinstance(dtype, str) else dtype
+        if kind not in TYPES:
+            known = ", ".join(TYPE_NAMES)
+            raise ProgramError(f"{_named(name)}: dtype is {dtype!r}, must be one of {known}")
+        return TYPES[kind]
     try:
-        re.compile(regex)
+        re.compile(regex or "")
     except re.error as error:
         raise ProgramError(f"{_named(name)}: regex {regex!r:.60} is no pattern: {error}") from error
+    return regex, ()

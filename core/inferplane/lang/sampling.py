@@ -9,7 +9,7 @@ REGEX_INT = r"[-+]?[0-9]+[ \n]*"
 REGEX_FLOAT = r"[-+]?[0-9]*\.?[0-9]+[ \n]*"
 REGEX_BOOL = r"(True|False)"
 REGEX_STR = r'"[^"\\\n]*"'
-TYPES = {
+TYPES: dict[type, tuple[str, tuple[str, ...]]] = {
     int: (REGEX_INT, (" ", "\n")),
     float: (REGEX_FLOAT, (" ", "\n")),
     bool: (REGEX_BOOL, ()),
