@@ -192,7 +192,13 @@ def _check_regex(sampling: Sampling, text: str, choice: dict[str, Any]) -> None:
     """Servers without the field may ignore it; an answer that was cut off or stopped at a stop
     string may be the beginning of a match."""
     ended = choice.get("finish_reason") == "stop" and not sampling.stop
-    if sampling.regex is not None and ended and not re.fullmatch(sampling.regex, text):
+    if sampling.regex is None or not ended:
+        return
+    try:
+        matched = re.fullmatch(sampling.regex, text)
+    except re.error:
+        return  # the server's dialect, such as \\p{L}, is not Python's
+    if not matched:
         raise ProgramError(
             f"the server answered {text!r:.60}, which regex {sampling.regex!r:.60} does not match:"
             " it may not support 'regex'"
