@@ -16,8 +16,11 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from inferplane.errors import RequestError
+from inferplane.grammar.compile import Choices
+from inferplane.grammar.trial import Trials
+from inferplane.grammar.vocabulary import vocabulary_of
 from inferplane.messages import ModelInfo, Output, Submit, TokenLogprobs
-from inferplane.sampling_params import SamplingParams
+from inferplane.sampling_params import KINDS, SamplingParams
 from inferplane.text.detokenizer import Detokenizer
 from inferplane.text.tokenizer import Tokenizer
 
@@ -174,15 +177,18 @@ class Generator:
         *,
         eos_ids: Iterable[int] = (),
         draw: Callable[[int], int] = secrets.randbits,
+        grammars: Choices | None = None,
     ) -> None:
         self.client = client
         self.tokenizer = tokenizer
         self.eos_ids = frozenset(eos_ids) | tokenizer.eos_ids
         self._draw = draw
         self._pool = ThreadPoolExecutor(WORKERS, "tokenize")
+        self._trials = Trials(lambda: vocabulary_of(tokenizer, client.info.vocab_size), grammars)
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
+        self._trials.close()
 
     @property
     def context(self) -> int:
@@ -233,7 +239,8 @@ class Generator:
         """n Samples for each prompt, in order. RequestError names the parameter at fault."""
         prompt_only = params.max_tokens == 0
         if prompt_only:
-            params = msgspec.structs.replace(params, max_tokens=1, min_tokens=0)
+            free: dict[str, Any] = {**dict.fromkeys(KINDS), "constrain_after": ""}
+            params = msgspec.structs.replace(params, max_tokens=1, min_tokens=0, **free)
         params.verify(self.client.info.vocab_size)
         if len(prompts) * params.n > MAX_SEQUENCES:
             raise RequestError(
@@ -292,8 +299,23 @@ class Generator:
             )
         return room if wanted is None else wanted
 
+    async def check(self, params: SamplingParams) -> None:
+        """RequestError for a constraint on the output that cannot be enforced. `stream` checks
+        too; who asks first can still name the field as the client does."""
+        params.verify_constraint()
+        constraint = params.constraint
+        if constraint is not None:
+            await self._trials.compile(constraint)
+
+    async def _compile(self, samples: Sequence[Sample]) -> None:
+        for sample in samples:
+            constraint = sample.submit.params.constraint
+            if constraint is not None:
+                sample.submit.grammar = await self._trials.compile(constraint)
+
     async def stream(self, samples: Sequence[Sample]) -> AsyncGenerator[Delta, None]:
         """Deltas of all samples as they come. Any failure aborts every sample; so does closing."""
+        await self._compile(samples)
         if len(samples) == 1:
             async with aclosing(self._run(samples[0])) as deltas:
                 async for delta in deltas:

@@ -22,6 +22,7 @@ from inferplane.config import Config, settings
 from inferplane.engine import open_engine
 from inferplane.errors import ConfigError, RequestError
 from inferplane.generation import Completion, Delta, Generator, Sample, sampling_defaults
+from inferplane.grammar.compile import Choices
 from inferplane.local_client import LocalClient
 from inferplane.messages import ModelInfo, TokenLogprobs
 from inferplane.plugins import Plugins
@@ -93,7 +94,8 @@ class Engine:
             raise
         self.config = client.core.loaded.config
         self._client = client
-        self.generator = Generator(client, self.tokenizer)
+        grammars = Choices(self.config.grammar_backend, self.config.json_whitespace)
+        self.generator = Generator(client, self.tokenizer, grammars=grammars)
         self._close = weakref.finalize(self, _close, self._background, client, self.generator)
 
     @property

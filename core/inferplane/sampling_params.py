@@ -156,7 +156,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             if count is not None:
                 _in_range(name, count, 0, MAX_LOGPROBS)
         self._verify_lists(vocab_size)
-        self._verify_constraint()
+        self.verify_constraint()
 
     def _verify_lists(self, vocab_size: int) -> None:
         if len(self.stop) > MAX_STOP_STRINGS:
@@ -187,7 +187,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         for value in self.logit_bias.values():
             _in_range("logit_bias", value, -100.0, 100.0)
 
-    def _verify_constraint(self) -> None:
+    def verify_constraint(self) -> None:
+        """The part of `verify` that is about the output's form."""
         given = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(given) > 1:
             raise RequestError(

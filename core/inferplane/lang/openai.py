@@ -197,7 +197,7 @@ def _check_regex(sampling: Sampling, text: str, choice: dict[str, Any]) -> None:
     try:
         matched = re.fullmatch(sampling.regex, text)
     except re.error:
-        return  # the server's dialect, such as \\p{L}, is not Python's
+        return  # the server's dialect, such as \p{L}, is not Python's
     if not matched:
         raise ProgramError(
             f"the server answered {text!r:.60}, which regex {sampling.regex!r:.60} does not match:"

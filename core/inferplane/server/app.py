@@ -15,6 +15,7 @@ from starlette.routing import Route
 from inferplane.config import Config
 from inferplane.errors import EngineDeadError, RequestError
 from inferplane.generation import Generator, sampling_defaults
+from inferplane.grammar.compile import Choices
 from inferplane.server import system
 from inferplane.server.auth import ApiKey, Auth
 from inferplane.server.boundary import Boundary
@@ -75,9 +76,10 @@ def create_app(
     `generation_config` gives the sampling defaults, `eos_ids` further ends of sequence. No CORS,
     no documentation pages, no redirects: every path is in `endpoints` or is refused.
     """
+    grammars = Choices(config.grammar_backend, config.json_whitespace)
     service = Service(
         client=client,
-        generator=Generator(client, tokenizer, eos_ids=eos_ids),
+        generator=Generator(client, tokenizer, eos_ids=eos_ids, grammars=grammars),
         names=tuple(dict.fromkeys([config.served_model_name or config.model, config.model])),
         defaults=sampling_defaults(generation_config or {}),
         metrics=Metrics(lambda: client.stats, client.ready),

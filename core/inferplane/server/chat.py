@@ -15,7 +15,7 @@ from inferplane.server import body
 from inferplane.server.encode import json_response
 from inferplane.server.logprobs import chat_logprobs, prompt_logprobs
 from inferplane.server.messages import checked_messages
-from inferplane.server.openai_fields import UNSUPPORTED, OpenAIFields
+from inferplane.server.openai_fields import OpenAIFields
 from inferplane.server.sampling import refuse_unsupported, renamed
 from inferplane.server.service import Service, Usage, namespace, new_id, openai_finish
 from inferplane.server.streaming import EventStream
@@ -56,8 +56,7 @@ class ChatRequest(OpenAIFields):
 
     def check(self) -> None:
         self.check_common()
-        refuse_format(self.response_format)
-        refuse_unsupported(self, UNSUPPORTED_CHAT + UNSUPPORTED[1:])
+        refuse_unsupported(self, UNSUPPORTED_CHAT)
         if self.modalities not in (None, ["text"]):
             raise RequestError(
                 "modalities other than ['text'] are not supported by this server yet.",
@@ -103,20 +102,6 @@ class ChatRequest(OpenAIFields):
         return options
 
 
-def refuse_format(response_format: Any) -> None:
-    """Only plain text so far."""
-    if response_format is None or response_format == {"type": "text"}:
-        return
-    known = isinstance(response_format, dict) and isinstance(response_format.get("type"), str)
-    raise RequestError(
-        "response_format other than {'type': 'text'} is not supported by this server yet."
-        if known
-        else "response_format must be an object with a 'type'.",
-        param="response_format",
-        code="unsupported_parameter" if known else "invalid_type",
-    )
-
-
 async def chat(service: Service, request: Request) -> Response:
     asked = await body.read(request, ChatRequest)
     service.check_model(asked.model)
@@ -128,12 +113,17 @@ async def chat(service: Service, request: Request) -> Response:
     if asked.max_completion_tokens is not None:
         chosen["max_tokens"] = asked.max_completion_tokens
         names["max_tokens"] = "max_completion_tokens"
+    constraint = asked.constraint()
+    if constraint is not None:
+        chosen |= constraint[0].fields()
+        names[constraint[0].kind] = constraint[1]
     messages = checked_messages(asked.messages)
     options = asked.template_options()
     if asked.add_generation_prompt is not None:
         options = {**options, "add_generation_prompt": asked.add_generation_prompt}
     with renamed(**names):
         params = asked.sampling_params(service.defaults, **chosen)
+        await service.generator.check(params)
         prompt = await service.generator.encode_chat(messages, **options)
         samples = service.generator.prepare(
             [prompt],

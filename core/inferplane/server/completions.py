@@ -14,9 +14,9 @@ from inferplane.sampling_params import MAX_LOGPROBS
 from inferplane.server import body
 from inferplane.server.encode import json_response
 from inferplane.server.logprobs import CompletionLogprobs, prompt_logprobs
-from inferplane.server.openai_fields import UNSUPPORTED, OpenAIFields
+from inferplane.server.openai_fields import OpenAIFields
 from inferplane.server.prompts import prompts_of
-from inferplane.server.sampling import refuse_unsupported
+from inferplane.server.sampling import renamed
 from inferplane.server.service import Service, Usage, namespace, new_id, openai_finish
 from inferplane.server.streaming import EventStream
 
@@ -31,7 +31,6 @@ class CompletionRequest(OpenAIFields):
 
     def check(self) -> None:
         self.check_common()
-        refuse_unsupported(self, UNSUPPORTED)
         if self.suffix:
             raise RequestError(
                 "'suffix' is not supported by this server yet: leave it out.",
@@ -59,7 +58,13 @@ async def completions(service: Service, request: Request) -> Response:
     chosen: dict[str, Any] = {"logprobs": asked.logprobs}
     if asked.echo and asked.logprobs is not None:
         chosen["prompt_logprobs"] = max(asked.logprobs, asked.prompt_logprobs or 0)
-    params = asked.sampling_params(service.defaults, **chosen)
+    constraint, names = asked.constraint(), dict[str, str]()
+    if constraint is not None:
+        chosen |= constraint[0].fields()
+        names[constraint[0].kind] = constraint[1]
+    with renamed(**names):
+        params = asked.sampling_params(service.defaults, **chosen)
+        await service.generator.check(params)
     special = asked.add_special_tokens is not False
     ids: list[list[int]] = []
     texts: list[str] = []

@@ -12,9 +12,10 @@ from starlette.responses import Response
 from inferplane.errors import RequestError
 from inferplane.generation import Completion, Sample
 from inferplane.messages import TokenLogprobs
-from inferplane.sampling_params import MAX_LOGPROBS, SamplingParams
+from inferplane.sampling_params import KINDS, MAX_LOGPROBS, SamplingParams
 from inferplane.server import body
 from inferplane.server.body import Schema
+from inferplane.server.constraints import of_schema, of_structural_tag
 from inferplane.server.encode import json_response
 from inferplane.server.logprobs import finite
 from inferplane.server.openai_fields import PRIORITY_LIMIT, ShortText
@@ -37,10 +38,6 @@ UNSUPPORTED_FIELDS = (
     "token_ids_logprob",
 )
 UNSUPPORTED_SAMPLING = (
-    "json_schema",
-    "regex",
-    "ebnf",
-    "structural_tag",
     "stop_regex",
     "custom_params",
 )
@@ -65,6 +62,8 @@ SAME = (
     "ignore_eos",
     "skip_special_tokens",
     "logit_bias",
+    "regex",
+    "ebnf",
 )
 
 
@@ -91,8 +90,8 @@ class NativeSampling(Schema):
     logit_bias: dict[str, float] | None = None
     stop_regex: Any = None
     json_schema: Any = None
-    regex: Any = None
-    ebnf: Any = None
+    regex: str | None = None
+    ebnf: str | None = None
     structural_tag: Any = None
     custom_params: Any = None
 
@@ -104,6 +103,10 @@ class NativeSampling(Schema):
         }
         if "logit_bias" in said:
             said["logit_bias"] = bias_of(said["logit_bias"])
+        if self.json_schema is not None:
+            said["json_schema"] = of_schema(self.json_schema, "json_schema").text
+        if self.structural_tag is not None:
+            said["structural_tag"] = of_structural_tag(self.structural_tag, "structural_tag").text
         said.setdefault("max_tokens", DEFAULT_MAX_NEW_TOKENS)
         return msgspec.structs.replace(SamplingParams(), **{**defaults, **said})
 
@@ -220,11 +223,13 @@ async def _samples(service: Service, request: Request, asked: GenerateRequest) -
         if asked.logprob_start_len not in (None, -1):
             chosen["prompt_logprobs"] = asked.top_logprobs_num or 0
             chosen["prompt_logprobs_start"] = asked.logprob_start_len + 1
-    names = {"prompt": field, **{name: f"sampling_params.{name}" for name in SAME}, **SPELLINGS}
+    spelled = {name: f"sampling_params.{name}" for name in (*SAME, *KINDS)}
+    names = {"prompt": field, **spelled, **SPELLINGS}
     samples: list[Sample] = []
     with renamed(**names):
         for prompt, sampling in zip(prompts, asked.sampling(len(prompts)), strict=True):
             params = sampling.params(dict(service.defaults))
+            await service.generator.check(params)
             ids = await service.generator.encode(prompt) if isinstance(prompt, str) else prompt
             samples += service.generator.prepare(
                 [ids],

@@ -1,17 +1,17 @@
 """What /v1/chat/completions and /v1/completions have in common."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from inferplane.errors import RequestError
 from inferplane.server.body import Schema
+from inferplane.server.constraints import ConstraintFields
 from inferplane.server.sampling import SamplingFields
 
 PRIORITY_LIMIT = 2**31 - 1
 
 ShortText = Annotated[str, Field(max_length=512)]
-UNSUPPORTED = ("response_format", "guided_json", "guided_regex", "guided_choice")
 
 
 class StreamOptions(Schema):
@@ -19,7 +19,7 @@ class StreamOptions(Schema):
     include_obfuscation: bool | None = None
 
 
-class OpenAIFields(SamplingFields):
+class OpenAIFields(ConstraintFields, SamplingFields):
     """`user`, `metadata`, `safety_identifier`, `prompt_cache_key`, `service_tier` auto and `store`
     false ask nothing of a server that keeps nothing, and have no effect."""
 
@@ -34,10 +34,6 @@ class OpenAIFields(SamplingFields):
     store: bool | None = None
     cache_salt: ShortText | None = None
     priority: Annotated[int, Field(ge=-PRIORITY_LIMIT, le=PRIORITY_LIMIT)] | None = None
-    response_format: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
 
     @property
     def include_usage(self) -> bool:

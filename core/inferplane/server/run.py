@@ -81,7 +81,10 @@ def serve(
             await asyncio.sleep(0)  # lets the engine process start before we read the vocabulary
             try:
                 app = await _application(config, source, client, key)
-                return await Running(config, client, listener, app, say).until_signal(starting)
+                try:
+                    return await Running(config, client, listener, app, say).until_signal(starting)
+                finally:
+                    app.state.service.generator.close()
             finally:
                 starting.cancel()
                 await asyncio.gather(starting, return_exceptions=True)

@@ -82,7 +82,7 @@ def renamed(**names: str) -> Iterator[None]:
         if new is None:
             raise
         message = error.message
-        if message.startswith(f"{error.param} "):
+        if message.startswith((f"{error.param} ", f"{error.param}:")):
             message = new + message[len(error.param or "") :]
         raise RequestError(message, param=new, code=error.code, status=error.status) from None
 

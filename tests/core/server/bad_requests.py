@@ -108,13 +108,24 @@ OPENAI_FIELDS: dict[str, list[Any]] = {
     "store": ["x", 1, True],
     "stream_options": [{"include_usage": True}, "x", 1],
     "response_format": [
-        {"type": "json_object"},
-        {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}},
         {},
         "text",
         1,
+        {"type": "json"},
+        {"type": ["text"]},
+        {"type": "structural_tag"},
+        {"type": "json_schema", "json_schema": {"schema": {"uniqueItems": True}}},
+        {"type": "json_schema", "json_schema": {"schema": {"pattern": "a(?=b)"}}},
+        {"type": "json_schema", "json_schema": {"schema": False}},
     ],
-    "guided_json": [{}, "x"],
+    "json_schema": [1, "x", "[1", "1", "false", {"format": "regex"}, {"contains": {}}],
+    "guided_json": [1, "x", [], {"$ref": "#/nowhere"}, {"enum": []}, {"multipleOf": 0}],
+    "regex": [1, [], "(", "a(?=b)", r"(a)\1", "x" * 300_000],
+    "guided_regex": [1, "[", "a{2,1}"],
+    "ebnf": [1, "start: (", "root ::= (", "start: missing"],
+    "guided_grammar": [{}, "x"],
+    "guided_choice": ["a", [], [""], [1], ["x"] * 1025],
+    "structural_tag": [1, "x", {}, {"structures": [], "triggers": ["x"]}],
     "no_such_field": [1, None],
     "Temperature": [1],
 }
@@ -174,8 +185,15 @@ def fields() -> Iterator[Case]:
         for field, values in table.items():
             for value in values:
                 yield _with(route, field, value)
-    for name in ("regex", "json_schema", "ebnf", "stop_regex", "unknown"):
-        yield _with(NATIVE, "sampling_params", {name: "x"}, f"sampling_params.{name}")
+    for name, bad in {
+        "regex": "(",
+        "json_schema": "x",
+        "ebnf": "x",
+        "structural_tag": "x",
+        "stop_regex": "x",
+        "unknown": "x",
+    }.items():
+        yield _with(NATIVE, "sampling_params", {name: bad}, f"sampling_params.{name}")
     for route in (CHAT, COMPLETIONS):
         body = {**GOOD[route], "stream": True, "stream_options": {"include_usage": 1}}
         yield _case(route, body, "stream_options.include_usage")
