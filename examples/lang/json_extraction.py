@@ -18,6 +18,7 @@ Text: The painter Frida Kahlo was born in Mexico in 1907 and is known for her po
 JSON: {"name": "Frida Kahlo", "born": 1907, "country": "Mexico", "work": "art"}
 
 """
+WORDS = r'"[A-Z][a-z]+( [A-Z][a-z]+){0,2}"'
 WORK = ["science", "art", "sport", "politics"]
 TEXTS = [
     "Marie Curie was born in Poland in 1867 and discovered two elements, radium and polonium.",
@@ -32,10 +33,10 @@ def extract(s: Any, text: str) -> None:
     s += TASK
     s += "Text: " + text + "\nJSON: "
     with s.var_scope("json"):
-        s += '{"name": ' + sgl.gen(regex=r'"[A-Z][A-Za-z ]{1,30}"', max_tokens=16)
+        s += '{"name": ' + sgl.gen(regex=WORDS, max_tokens=16)
         s += ', "born": ' + sgl.gen(regex=r"1[0-9]{3}", max_tokens=8)
-        s += ', "country": ' + sgl.gen(regex=r'"[A-Z][A-Za-z ]{1,30}"', max_tokens=16)
-        s += ', "work": ' + sgl.select("work", [f'"{kind}"' for kind in WORK]) + "}"
+        s += ', "country": ' + sgl.gen(regex=WORDS, max_tokens=16)
+        s += ', "work": "' + sgl.select("work", WORK) + '"}'
 
 
 def run(backend: Any) -> str:

@@ -1,5 +1,7 @@
 """Programs on an engine in process, whose model says the alphabet."""
 
+import json
+import re
 from typing import Any
 
 import pytest
@@ -164,6 +166,23 @@ def test_a_batch_computes_its_beginning_once(engine: Engine) -> None:
     assert backend.token_usage.completion_tokens == 4 * 3
     backend.token_usage.reset()
     assert backend.token_usage.cached_tokens == 0
+
+
+def test_constraints(engine: Engine) -> None:
+    schema: dict[str, Any] = {"type": "object", "properties": {"a": {"const": 1}}}
+    schema |= {"required": ["a"], "additionalProperties": False}
+
+    @sgl.function
+    def program(s: Any) -> None:
+        s += "abc" + sgl.gen("digits", regex="[0-9]{3}") + sgl.gen_int("number", max_tokens=5)
+        s += sgl.gen("truth", dtype=bool)
+        s += sgl.gen("object", json_schema=json.dumps(schema))
+
+    state = program.run(backend=engine, temperature=0)
+    assert re.fullmatch("[0-9]{3}", state["digits"])
+    assert isinstance(int(state["number"]), int)
+    assert state["truth"] in ("True", "False")
+    assert json.loads(state["object"]) == {"a": 1}
 
 
 def test_images_need_another_backend(engine: Engine) -> None:

@@ -98,6 +98,7 @@ def test_the_native_api_passes_sampling_on(endpoint: sgl.RuntimeEndpoint, live: 
             stop=["five"],
             stop_token_ids=[1],
             min_p=0.1,
+            regex="one.*",
             return_logprob=True,
             logprob_start_len=1,
             return_text_in_logprobs=True,
@@ -107,6 +108,7 @@ def test_the_native_api_passes_sampling_on(endpoint: sgl.RuntimeEndpoint, live: 
     params = live.core.submitted[-1].params
     assert (params.temperature, params.min_p, params.max_tokens) == (0.7, 0.1, 30)
     assert (params.stop, params.stop_token_ids, params.top_k) == (["five"], [1], -1)
+    assert params.regex == "one.*"
     assert state["x"] == [SCRIPT["count"]] * 2
     first = state.get_meta_info("x")[0]
     assert first["input_token_logprobs"][0] == [None, ord("o"), "o"]
