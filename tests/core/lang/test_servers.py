@@ -4,13 +4,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 import inferplane.lang as sgl
 from inferplane.errors import ProgramError
 from inferplane.messages import TokenLogprobs
 from inferplane.testing import fake_engine
+from inferplane.testing.fake_engine import Behaviour
+from inferplane.text.tokenizer import Tokenizer
 from tests.core.lang.scripted_server import scripted_server
-from tests.core.server.byte_model import TEMPLATE
+from tests.core.server.byte_model import BOS, TEMPLATE, byte_tokenizer
 from tests.core.server.live_server import CHAT, NAME, SCRIPT, LiveServer, live_server, scripted
 
 KEY = "secret-of-the-server"
@@ -121,6 +124,26 @@ def test_the_native_api_with_roles(endpoint: sgl.RuntimeEndpoint, live: LiveServ
     assert live.core.submitted[-1].prompt[0] == 256  # BOS, and only one
     assert bytes(live.core.submitted[-1].prompt[1:]).decode() == CHAT.format("count")[5:]
     assert state.text() == f"<bos>user: count\nassistant: {SCRIPT['count']}\n"
+
+
+def test_a_text_begins_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The template writes BOS, and so does the tokenizer of /generate."""
+
+    def with_bos() -> Tokenizer:
+        tokenizer = byte_tokenizer()
+        tokenizer._backend.post_processor = TemplateProcessing(
+            single="<bos> $A", special_tokens=[("<bos>", BOS)]
+        )
+        return tokenizer
+
+    monkeypatch.setattr("tests.core.server.live_server.byte_tokenizer", with_bos)
+    with live_server(Behaviour()) as live:
+        backend = sgl.RuntimeEndpoint(live.url)
+        state = talk.run("count", backend=backend, max_new_tokens=3)
+        prompt = live.core.submitted[-1].prompt
+        assert prompt == [BOS, *CHAT.format("count").removeprefix("<bos>").encode()]
+        assert state.text().startswith("user: count\nassistant:")
+        backend.close()
 
 
 @pytest.mark.usefixtures("alphabetical")

@@ -143,6 +143,30 @@ def test_a_stream_of_one_variable_comes_while_it_is_made() -> None:
     assert state["two"] == " 10 words"
 
 
+@pytest.mark.parametrize("read", [lambda s: s["x"], lambda s: s.text(), lambda s: s.messages()])
+def test_a_reader_waits_for_a_program_that_has_not_got_there(
+    read: Any, fake: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program goes on when the reader has begun to wait."""
+    go = threading.Event()
+
+    @sgl.function
+    def program(s: Any) -> None:
+        assert go.wait(WAIT)
+        s += sgl.user("a") + sgl.assistant(sgl.gen("x"))
+
+    state = program.run(backend=fake, stream=True)
+    changed = state._executor.changed
+    wait_for = changed.wait_for
+
+    def watched(predicate: Any) -> Any:
+        go.set()
+        return wait_for(predicate)
+
+    monkeypatch.setattr(changed, "wait_for", watched)
+    assert read(state)
+
+
 def test_an_async_stream(fake: FakeBackend) -> None:
     async def read(state: ProgramState, name: str | None) -> list[str]:
         return [piece async for piece in state.text_async_iter(name)]
