@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import re
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
@@ -42,6 +44,19 @@ def test_an_example_runs(name: str) -> None:
     assert fake.prefilled, "nothing is shared"
     for prompt in fake.prompts:
         assert any(prompt.startswith(prefix) for prefix in fake.prefilled)
+
+
+def test_the_page_s_program_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As printed, but for the model."""
+    page = Path(REPO / "docs/lang.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "page_of_lang.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("inferplane.lang.Engine", lambda model: nullcontext(FakeBackend()))
+    importlib.import_module("page_of_lang")
+    assert capsys.readouterr().out == " 12 words no\n"
 
 
 @pytest.mark.usefixtures("examples")
