@@ -34,11 +34,28 @@ class Config:
         "auto",
         choices=("auto", "dummy"),
     )
+    quantization: str = setting(
+        "auto keeps the checkpoint's scheme where the device has kernels for it; none makes "
+        "weights dense; others quantize them when they are loaded",
+        "auto",
+        choices=("auto", "none", "fp8", "fp8-block", "int8", "int4"),
+    )
+    input_quantization: str = setting(
+        "inputs of products with quantized weights: auto does as the scheme and the backend say, "
+        "none leaves them in --dtype, int8 also rounds those of weight-only integer schemes",
+        "auto",
+        choices=("auto", "none", "int8"),
+    )
     max_model_len: int | None = setting("longest sequence, prompt and output, in tokens", None)
     max_running: int = setting("sequences computed at the same time", 256)
     max_queue: int = setting("requests that may wait; more are refused with 429", 1024)
     max_batch_tokens: int = setting("token budget of one step; longer prompts are chunked", 2048)
     page_size: int | None = setting("tokens per KV page; default: the backend's choice", None)
+    kv_cache_dtype: str = setting(
+        "type of keys and values in the cache; auto: as --dtype",
+        "auto",
+        choices=("auto", "fp8_e4m3"),
+    )
     kv_cache_tokens: int | None = setting(
         "size of the KV cache in tokens; default: from --memory-fraction", None
     )

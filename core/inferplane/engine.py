@@ -267,8 +267,10 @@ def open_engine(
     source: Source,
     plugins: Plugins | None = None,
     progress: Progress | None = None,
+    report: Callable[[str], None] = log.info,
     tokenizer: Callable[[], Tokenizer] | None = None,
 ) -> EngineCore:
-    """Load a model and make its engine; `tokenizer` as for EngineCore."""
-    loaded = load(config, source, plugins or Plugins(), progress)
+    """Load a model and make its engine. `progress` gets bytes of weights, `report` a line about
+    whatever else takes long; `tokenizer` as for EngineCore."""
+    loaded = load(config, source, plugins or Plugins(), progress, report=report)
     return EngineCore(loaded, tokenizer=tokenizer)

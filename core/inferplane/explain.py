@@ -7,10 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from inferplane.checkpoint.quantized import configured_scheme
 from inferplane.config import Config, settings
 from inferplane.hw.kv import KVGroup
 from inferplane.hw.op import Bound, Support, describe
 from inferplane.hw.ops import TABLE
+from inferplane.hw.quantization import QuantizedWeight, Scheme, quantize, weight_only, widen
 from inferplane.plugins import Plugins
 from inferplane.resolver import Decision
 from inferplane.runner.build import Build
@@ -18,6 +20,7 @@ from inferplane.runner.load import Prepared, Source, prepare
 from inferplane.runner.memory import Budget, plan_memory
 from inferplane.runner.sampler import Sampler
 from inferplane.runner.tables import make_tables
+from inferplane.weights import stored_scheme
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,15 +97,34 @@ class Explanation:
 class NoWeights:
     """Shapes only. Counts the bytes that the real weights will take."""
 
-    def __init__(self, dtype: str, stored: Sequence[str], prepared: Prepared) -> None:
+    def __init__(self, dtype: str, source: Source, prepared: Prepared) -> None:
         self.nbytes = 0
         self._dtype = dtype
-        self._stored = stored
+        dummy = prepared.config.load_format == "dummy"
+        self._source = None if dummy else source.tensors()
+        self._stored = [] if self._source is None else list(self._source.names())
+        self._configured = configured_scheme(source.config)
         self._rename = prepared.architecture.stored_name
         self._taken: set[str] = set()
 
     def has(self, name: str) -> bool:
         return not self._stored or self._rename(name, self._stored) in self._stored
+
+    def scheme(self, name: str) -> Scheme | None:
+        if self._source is None:
+            return self._configured(name)
+        return stored_scheme(self._source, self._rename(name, self._stored))
+
+    def take_quantized(self, name: str, shape: Sequence[int], scheme: Scheme) -> QuantizedWeight:
+        import torch
+
+        empty = torch.empty(tuple(shape), dtype=torch.float32, device=NO_DATA)
+        made = widen(quantize(empty, weight_only(scheme)), scheme)
+        key = f"{name} quantized"  # a tied embedding exists in both forms
+        if key not in self._taken:
+            self._taken.add(key)
+            self.nbytes += made.nbytes
+        return made
 
     def take(self, name: str, shape: Sequence[int]) -> "Tensor":
         import torch
@@ -141,15 +163,14 @@ def explain(
 ) -> Explanation:
     """`given` names the settings that the user gave. Raises what loading would raise."""
     prepared = prepare(config, source.config, plugins)
-    stored = [] if config.load_format == "dummy" else list(source.tensors().names())
-    weights = NoWeights(prepared.config.dtype, stored, prepared)
+    weights = NoWeights(prepared.config.dtype, source, prepared)
     made = {item.name: getattr(prepared.build, item.name) for item in fields(Build)}
     build = Plan(**{**made, "weights": weights})
     prepared.architecture.construct(prepared.model, build)
     vocab = int(prepared.model["vocab_size"])
     Sampler(build, make_tables(1, [1] * len(build.groups), vocab, NO_DATA, True), vocab)
     final, budget = plan_memory(
-        prepared.config,
+        build.schemes.record(prepared.config),
         prepared.model,
         prepared.device,
         prepared.hints,

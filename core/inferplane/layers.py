@@ -5,7 +5,7 @@ size, F feed-forward size, V vocabulary. Layers know neither devices nor kernels
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from inferplane.hw.batch import ForwardBatch
@@ -18,6 +18,7 @@ from inferplane.hw.ops.kv import RopeWriteSpec
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
 from inferplane.hw.ops.norm import RMSNormSpec
 from inferplane.hw.ops.rope import RopeSpec
+from inferplane.hw.quantization import QuantizedWeight, Scheme, concatenate
 from inferplane.weights import Weights
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ class Builder(Protocol):
     weights: Weights
 
     def bind(self, op: str, spec: Any) -> Bound: ...
+    def scheme(
+        self, op: str, spec: Any, names: Sequence[str], sizes: Sequence[int], width: int
+    ) -> Scheme | None:
+        """The scheme for the weights [size, width] of a product; None: dense."""
+
     def group_of(self, layer: int) -> tuple[int, KVSpec]:
         """Index of the layer's KV group, and the shape of its pages."""
 
@@ -60,6 +66,19 @@ class Model(Protocol):
         """[N, d] -> f32[N, V]"""
 
 
+def take_matrix(
+    build: Builder, names: Sequence[str], sizes: Sequence[int], width: int, scheme: Scheme | None
+) -> "Tensor | QuantizedWeight":
+    """Weights [size, width] stacked, dense or in a scheme."""
+    import torch
+
+    shapes = [(name, (size, width)) for name, size in zip(names, sizes, strict=True)]
+    if scheme is None:
+        dense = [build.weights.take(name, shape) for name, shape in shapes]
+        return dense[0] if len(dense) == 1 else torch.cat(dense)
+    return concatenate([build.weights.take_quantized(*named, scheme) for named in shapes])
+
+
 class Linear:
     """y = x @ W.T + b; several checkpoint weights with one input are merged into one product."""
 
@@ -76,23 +95,19 @@ class Linear:
         names = [names] if isinstance(names, str) else list(names)
         sizes = [out_features] if isinstance(out_features, int) else list(out_features)
         take = build.weights.take
-        weights = [
-            take(f"{n}.weight", (size, in_features)) for n, size in zip(names, sizes, strict=True)
-        ]
-        biases = [take(f"{n}.bias", (size,)) for n, size in zip(names, sizes, strict=True) if bias]
-        bound = build.bind(
-            "linear",
-            LinearSpec(
-                in_features=in_features,
-                out_features=sum(sizes),
-                dtype=build.dtype,
-                bias=bias,
-                determinism=build.determinism,
-            ),
+        weights = [f"{name}.weight" for name in names]
+        spec = LinearSpec(
+            in_features=in_features,
+            out_features=sum(sizes),
+            dtype=build.dtype,
+            bias=bias,
+            determinism=build.determinism,
         )
+        scheme = build.scheme("linear", spec, weights, sizes, in_features)
+        bound = build.bind("linear", replace(spec, scheme=scheme and scheme.merged(sizes)))
+        weight = take_matrix(build, weights, sizes, in_features, scheme)
+        biases = [take(f"{n}.bias", (size,)) for n, size in zip(names, sizes, strict=True) if bias]
         assert bound.prepack is not None
-        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        weights.clear()
         self._packed = bound.prepack(weight, torch.cat(biases) if biases else None)
         self._run = bound.run
 
@@ -208,10 +223,12 @@ class GatedMLP:
 
 
 class Embedding:
-    """Token ids to vectors, and (as `logits`) back."""
+    """Token ids to vectors. The table is dense even if the checkpoint's is not: lookup is no
+    product, and reads few rows."""
 
     def __init__(self, build: Builder, name: str, vocab: int, dim: int, scale: float = 1.0) -> None:
-        self.weight = build.weights.take(f"{name}.weight", (vocab, dim))
+        self.stored_name = f"{name}.weight"
+        self.weight = build.weights.take(self.stored_name, (vocab, dim))
         spec = EmbeddingSpec(
             vocab=vocab, dim=dim, dtype=build.dtype, scale=scale, determinism=build.determinism
         )
@@ -234,18 +251,17 @@ class Head:
         tied: Embedding | None = None,
         softcap: float = 0.0,
     ) -> None:
-        bound = build.bind(
-            "logits",
-            LogitsSpec(
-                dim=dim,
-                vocab=vocab,
-                dtype=build.dtype,
-                softcap=softcap,
-                determinism=build.determinism,
-            ),
+        spec = LogitsSpec(
+            dim=dim, vocab=vocab, dtype=build.dtype, softcap=softcap, determinism=build.determinism
         )
+        stored = tied.stored_name if tied else f"{name}.weight"
+        scheme = build.scheme("logits", spec, [stored], [vocab], dim)
+        bound = build.bind("logits", replace(spec, scheme=scheme))
         assert bound.prepack is not None
-        weight = tied.weight if tied else build.weights.take(f"{name}.weight", (vocab, dim))
+        if tied and scheme is None:
+            weight: Tensor | QuantizedWeight = tied.weight
+        else:
+            weight = take_matrix(build, [stored], [vocab], dim, scheme)
         self._packed = bound.prepack(weight)
         self._run = bound.run
 

@@ -6,7 +6,7 @@ of them.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
@@ -202,13 +202,16 @@ class Plugins:
         return None
 
 
-def open_device(plugins: Plugins, wanted: str) -> tuple[Device, str]:
+def open_device(
+    plugins: Plugins, wanted: str, options: Mapping[str, Any] | None = None
+) -> tuple[Device, str]:
     """The device that `--device wanted` means, and the reason when it was chosen automatically.
+    `options`: see the hook create_device.
 
     Raises DeviceError or PluginError with what was found and what to change.
     """
     if wanted == "auto":
-        return _automatic(plugins)
+        return _automatic(plugins, options or {})
     prefix, _, ordinal = wanted.partition(":")
     if ordinal and not ordinal.isdigit():
         raise DeviceError(f"--device {wanted}: {ordinal!r} is not a device number")
@@ -219,7 +222,7 @@ def open_device(plugins: Plugins, wanted: str) -> tuple[Device, str]:
     index = int(ordinal or 0)
     for info in probed.devices:
         if info.ordinal == index:
-            return _create(plugins, loaded, info), ""
+            return _create(plugins, loaded, info, options or {}), ""
     numbers = [d.ordinal for d in probed.devices]
     raise DeviceError(f"--device {wanted}: {loaded.name} has the devices {numbers}")
 
@@ -239,7 +242,7 @@ def _backend_for(plugins: Plugins, prefix: str) -> Loaded:
     )
 
 
-def _automatic(plugins: Plugins) -> tuple[Device, str]:
+def _automatic(plugins: Plugins, options: Mapping[str, Any]) -> tuple[Device, str]:
     probed = [plugins.probe(loaded) for loaded in plugins.load_all(BACKENDS)]
     usable = [p for p in probed if p.devices]
     accelerators = [p for p in usable if p.backend.info and p.backend.info.is_accelerator]
@@ -272,7 +275,7 @@ def _automatic(plugins: Plugins) -> tuple[Device, str]:
     choice = best[0]
     info = choice.devices[0]
     reason = f"auto: {info.name}" + ("" if accelerators else ", no accelerator found")
-    return _create(plugins, choice.backend, info), reason
+    return _create(plugins, choice.backend, info, options), reason
 
 
 def _rank(probed: Probed) -> int:
@@ -283,9 +286,11 @@ def _is_accelerator(probed: Probed) -> bool:
     return probed.backend.info is None or probed.backend.info.is_accelerator
 
 
-def _create(plugins: Plugins, loaded: Loaded, info: DeviceInfo) -> Device:
+def _create(
+    plugins: Plugins, loaded: Loaded, info: DeviceInfo, options: Mapping[str, Any]
+) -> Device:
     try:
-        device: Device = plugins.call("create_device", loaded, info=info, options={})
+        device: Device = plugins.call("create_device", loaded, info=info, options=options)
     except InferplaneError:
         raise
     except Exception as error:

@@ -114,6 +114,10 @@ class Resolver:
             return Reject("capture", "cannot be recorded; --disable-graphs allows it")
         return verdict
 
+    def kernels(self, op: str, spec: Any) -> list[tuple[str, Verdict]]:
+        """The answers of all but the reference, whatever --op says."""
+        return [(impl.name, self._judge(op, spec, impl)) for name, impl in self.impls if name == op]
+
     def choose_pages(
         self, spec: Any, layouts: list[KVLayout], page_sizes: list[int]
     ) -> tuple[KVLayout, int]:

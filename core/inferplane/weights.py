@@ -4,9 +4,17 @@ Nothing is kept here, so a weight exists once: memory-mapped file, then its pack
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from inferplane.errors import ModelError
+from inferplane.hw.quantization import (
+    QuantizedWeight,
+    Scheme,
+    holds,
+    quantize,
+    weight_only,
+    widen,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +30,13 @@ class Weights(Protocol):
         """The weight on the device in the model's type. Raises ModelError if missing or of
         another shape."""
 
+    def take_quantized(self, name: str, shape: Sequence[int], scheme: Scheme) -> QuantizedWeight:
+        """The weight [N, K] on the device in a scheme: as it is stored where that is possible,
+        else rounded here. Raises ModelError as `take` does."""
+
+    def scheme(self, name: str) -> Scheme | None:
+        """How the checkpoint stores a weight; None: dense."""
+
     def has(self, name: str) -> bool: ...
 
     def unused(self) -> list[str]:
@@ -35,6 +50,21 @@ class TensorSource(Protocol):
     def __getitem__(self, name: str) -> "Tensor": ...
     def __contains__(self, name: object) -> bool: ...
     def nbytes(self, name: str) -> int: ...
+
+
+@runtime_checkable
+class QuantizedSource(TensorSource, Protocol):
+    """A checkpoint with quantized weights, which `source[name]` gives dequantized."""
+
+    def scheme(self, name: str) -> Scheme | None:
+        """How a weight is stored, found without reading it; None: dense."""
+
+    def quantized(self, name: str) -> QuantizedWeight:
+        """A weight that has a scheme."""
+
+
+def stored_scheme(source: TensorSource, name: str) -> Scheme | None:
+    return source.scheme(name) if isinstance(source, QuantizedSource) else None
 
 
 class CheckpointWeights:
@@ -60,27 +90,48 @@ class CheckpointWeights:
     def has(self, name: str) -> bool:
         return self._rename(name) in self._source
 
+    def scheme(self, name: str) -> Scheme | None:
+        return stored_scheme(self._source, self._rename(name))
+
     def take(self, name: str, shape: Sequence[int]) -> "Tensor":
         import torch
 
+        stored = self._find(name)
+        tensor = self._source[stored]
+        self._check(stored, tensor.shape, shape)
+        return tensor.to(device=self._device, dtype=getattr(torch, self._dtype))
+
+    def take_quantized(self, name: str, shape: Sequence[int], scheme: Scheme) -> QuantizedWeight:
+        stored = self._find(name)
+        own = stored_scheme(self._source, stored)
+        if own is not None and holds(scheme, own, shape[1]):
+            assert isinstance(self._source, QuantizedSource)
+            kept = self._source.quantized(stored)
+            self._check(stored, (kept.out_features, kept.in_features), shape)
+            return widen(kept, scheme).to(self._device)
+        tensor = self._source[stored]
+        self._check(stored, tensor.shape, shape)
+        return quantize(tensor.to(self._device), scheme)
+
+    def _find(self, name: str) -> str:
         stored = self._rename(name)
         if stored not in self._source:
             raise ModelError(
                 f"weight {stored} is not in the checkpoint: it is incomplete, or of another "
                 "architecture than its configuration says"
             )
-        tensor = self._source[stored]
-        if tuple(tensor.shape) != tuple(shape):
+        return stored
+
+    def _check(self, stored: str, has: Sequence[int], wanted: Sequence[int]) -> None:
+        if tuple(has) != tuple(wanted):
             raise ModelError(
-                f"weight {stored} has shape {list(tensor.shape)}, the configuration wants "
-                f"{list(shape)}"
+                f"weight {stored} has shape {list(has)}, the configuration wants {list(wanted)}"
             )
         if stored not in self._taken:
             self._taken.add(stored)
             self._done += self._source.nbytes(stored)
             if self._progress:
                 self._progress(self._done, self._total)
-        return tensor.to(device=self._device, dtype=getattr(torch, self._dtype))
 
     def unused(self) -> list[str]:
         return [name for name in self._source.names() if name not in self._taken]
@@ -89,13 +140,30 @@ class CheckpointWeights:
 class DummyWeights:
     """Random weights made on the device, for benchmarks: speed does not depend on values."""
 
-    def __init__(self, dtype: str, torch_device: str, missing: Mapping[str, Any]) -> None:
-        """`missing`: names that `has` denies, such as biases that the architecture lacks."""
+    def __init__(
+        self,
+        dtype: str,
+        torch_device: str,
+        missing: Mapping[str, Any],
+        scheme: Callable[[str], Scheme | None] | None = None,
+    ) -> None:
+        """`missing`: names that `has` denies, such as biases that the architecture lacks.
+        `scheme`: how the checkpoint would store a weight."""
         import torch
 
         self._dtype = getattr(torch, dtype)
         self._device = torch_device
         self._missing = missing
+        self._scheme = scheme
+
+    def scheme(self, name: str) -> Scheme | None:
+        return self._scheme(name) if self._scheme else None
+
+    def take_quantized(self, name: str, shape: Sequence[int], scheme: Scheme) -> QuantizedWeight:
+        made = widen(quantize(self.take(name, shape), weight_only(scheme)), scheme)
+        if scheme.static:
+            made.input_scale = made.scale.new_full((1,), 0.02)
+        return made
 
     def has(self, name: str) -> bool:
         return name not in self._missing

@@ -94,3 +94,21 @@ def test_an_opaque_layout_is_refused_by_every_reference_that_needs_views() -> No
     for op in ("kv.write", "kv.gather", "kv.copy"):
         verdict = TABLE[op].reference.supports(spec, CPU)
         assert "strided" in getattr(verdict, "reason", "")
+
+
+def test_float8_pages_round_and_cut_off_what_is_written() -> None:
+    spec = KVSpec(num_kv_heads=1, head_dim=4, dtype="float8_e4m3fn", page_size=2)
+    handle = LayerKV(CANONICAL, spec)
+    handle.data = CANONICAL.alloc(3, spec, CPU)
+    assert CANONICAL.page_bytes(spec) == handle.data[:, 0].numel() == 16
+    context = OneOp(CPU, {0: handle})
+    write = TABLE["kv.write"].reference.build(KVOpSpec(layer=0, kv=spec), context)
+    k = torch.tensor([[[1000.0, -1000.0, 1.0625, 1.1875]]], dtype=torch.bfloat16)
+    write.run(k, k / 2, torch.tensor([3], dtype=torch.int32))
+    copy = TABLE["kv.copy"].reference.build(KVOpSpec(layer=0, kv=spec), context)
+    copy.run(torch.tensor([3]), torch.tensor([4]))
+    gather = TABLE["kv.gather"].reference.build(KVOpSpec(layer=0, kv=spec), context)
+    keys, values = gather.run(torch.tensor([2, 1], dtype=torch.int32)).float()
+    assert keys[[0, 3], 0].tolist() == [[448.0, -448.0, 1.0, 1.25]] * 2  # ties to even
+    assert values[3, 0, 0] == 448.0
+    assert not keys[1:3].any()

@@ -9,6 +9,7 @@ from inferplane.errors import ConfigError, ResolveError
 from inferplane.hw import CANONICAL, DeviceInfo, KVSpec, Reject, StridedLayout, Support, TorchDevice
 from inferplane.hw.ops.attention import AttentionSpec
 from inferplane.hw.ops.linear import LinearSpec
+from inferplane.hw.quantization import Scheme
 from inferplane.resolver import Resolver, parse_overrides
 
 CPU = TorchDevice(DeviceInfo(backend="test", torch_device="cpu", name="cpu"))
@@ -170,7 +171,7 @@ def test_an_override_that_cannot_be() -> None:
         resolver(rejected, "linear=acme.a").resolve("linear", LINEAR)
     assert str(caught.value) == (
         "no implementation of linear\n"
-        "  spec: in_features=8 out_features=4 dtype=float32 scheme=dense determinism=run\n"
+        "  spec: in_features=8 out_features=4 dtype=float32 determinism=run\n"
         "  acme.a               rejected[shape]: N is 4, not a multiple of 16\n"
         "  acme.b               rejected[override]: --op asks for acme.a\n"
         "  reference            rejected[override]: --op asks for acme.a\n"
@@ -230,8 +231,8 @@ def test_strict_mode_takes_what_the_user_asks_for_and_composites_of_native_parts
 
 def test_a_spec_that_even_the_reference_lacks() -> None:
     with pytest.raises(ResolveError) as caught:
-        resolver([]).resolve("linear", replace(LINEAR, scheme="mystery"))
-    assert "reference            rejected[feature]: no reference for scheme mystery" in str(
+        resolver([]).resolve("linear", replace(LINEAR, in_features=7, scheme=Scheme(weight="int4")))
+    assert "reference            rejected[shape]: int4 packs two in_features in a byte" in str(
         caught.value
     )
     assert str(caught.value).endswith("try: another --device, or a model without this feature")

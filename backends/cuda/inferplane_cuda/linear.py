@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from inferplane.hw import Bound, BuildContext, Device, Reject, Support
+from inferplane.hw.op import describe
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
 
 if TYPE_CHECKING:
@@ -14,8 +15,8 @@ DTYPES = ("bfloat16", "float16", "float32")
 def _supports(spec: LinearSpec | LogitsSpec) -> Support | Reject:
     if spec.dtype not in DTYPES:
         return Reject("dtype", f"{spec.dtype} is not one of {DTYPES}")
-    if spec.scheme != "dense":
-        return Reject("feature", f"scheme {spec.scheme}")
+    if spec.scheme:
+        return Reject("feature", f"no kernel for {describe(spec.scheme)}")
     return Support(priority=50, invariance="run", notes="the kernel depends on the number of rows")
 
 

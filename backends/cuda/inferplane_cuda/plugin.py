@@ -24,6 +24,13 @@ NVIDIA = 0x10DE
 DISPLAY = 0x03  # PCI base class of display controllers
 BUCKETS = (1, 2, 4, *range(8, 65, 8), *range(80, 513, 16))
 """padded batch sizes of decode steps; each is one recorded graph"""
+MIXED_BUCKETS = (
+    *((tokens, 8) for tokens in (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024)),
+    *((tokens, 64) for tokens in (128, 256, 512, 1024)),
+    *((tokens, 256) for tokens in (512, 1024)),
+)
+"""(tokens, sequences) of recorded steps that prefill: below about 1,000 tokens the device is faster
+than the host can launch one kernel after the other"""
 
 
 @impl
@@ -71,6 +78,10 @@ def find(root: "Path" = ROOT) -> list[DeviceInfo] | Unavailable:
 
 @impl
 def create_device(info: DeviceInfo, options: Mapping[str, Any]) -> Device:
+    if options.get("determinism") == "batch":
+        from inferplane_cuda import invariant
+
+        invariant.prepare()
     return TorchDevice(info)
 
 
@@ -78,9 +89,17 @@ def create_device(info: DeviceInfo, options: Mapping[str, Any]) -> Device:
 def op_impls(device: Device) -> Iterable[tuple[str, OpImpl]]:
     if device.info.backend != "cuda":
         return ()
+    from inferplane_cuda import invariant, scaled
     from inferplane_cuda.linear import Linear, Logits
 
-    return [("linear", Linear()), ("logits", Logits())]
+    return [
+        ("linear", Linear()),
+        ("linear", invariant.Linear()),
+        ("linear", scaled.Linear()),
+        ("logits", Logits()),
+        ("logits", invariant.Logits()),
+        ("logits", scaled.Logits()),
+    ]
 
 
 @impl
@@ -92,7 +111,13 @@ def graphs(device: Device) -> GraphBackend:
 
 @impl
 def hints(device: Device) -> Hints:
-    return Hints(dtype="bfloat16", page_size=16, max_batch_tokens=8192, token_buckets=BUCKETS)
+    return Hints(
+        dtype="bfloat16",
+        page_size=16,
+        max_batch_tokens=8192,
+        token_buckets=BUCKETS,
+        mixed_buckets=MIXED_BUCKETS,
+    )
 
 
 def _wrong_torch() -> Unavailable | None:

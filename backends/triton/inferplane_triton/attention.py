@@ -1,5 +1,6 @@
 """attention.paged in Triton: which kernel runs with which tiles."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from inferplane.hw import Bound, BuildContext, Device, ForwardBatch, Reject, Support
@@ -9,27 +10,58 @@ from inferplane_triton.kernels import attention as kernels
 if TYPE_CHECKING:
     from torch import Tensor
 
-BLOCK = 64
-"""keys in a block; splits and windows are rounded to it"""
 MAX_SPLITS = 32
 SPLIT_KEYS = 64
 """a part of a split sequence is not made shorter than this"""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How the work is cut. `rows`: queries times heads that share a key head; `block`: keys that
+    are computed at a time; `share`: programs of a decode step for each processor."""
+
+    rows: int
+    block: int = 64
+    warps: int = 4
+    stages: int = 3
+    share: int = 2
+
+
+def prefill_tiles(spec: AttentionSpec) -> Tiles:
+    """In deterministic mode every tile of every batch is computed by the same instructions."""
+    if spec.kv.head_dim > 128:
+        return Tiles(rows=64, block=32)
+    if spec.dtype == "float32" or spec.determinism == "batch":
+        return Tiles(rows=64)
+    return Tiles(rows=128, warps=8)
+
+
+def decode_tiles(spec: AttentionSpec) -> Tiles:
+    shared = next_power(spec.num_heads // spec.kv.num_kv_heads)
+    return Tiles(rows=max(shared, 16), block=64 if spec.kv.head_dim <= 128 else 32)
 
 
 def next_power(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
+@dataclass(frozen=True, slots=True)
 class PagedAttention:
-    """Tiled kernel for prefill, split kernel for decode."""
+    """Tiled kernel for prefill, split kernel for decode; which sequence is which is read on the
+    device, so that a mixed step can be recorded."""
 
-    name = "triton.attention"
+    name: str = "triton.attention"
+    prefill: Tiles | None = None
+    """in place of those chosen for the shape: for benchmarks"""
+    decode: Tiles | None = None
 
     def supports(self, spec: AttentionSpec, device: Device) -> Support | Reject:
         if spec.dtype not in ("bfloat16", "float16", "float32"):
             return Reject("dtype", f"{spec.dtype} is not bfloat16, float16 or float32")
         if spec.tree:
             return Reject("feature", "tree masks")
+        if spec.kv.dtype != spec.dtype:
+            return Reject("dtype", f"pages in {spec.kv.dtype}, the model is in {spec.dtype}")
         if spec.kv.layout == "opaque":
             return Reject("layout", "needs pages with strides")
         if spec.kv.head_dim > 256:
@@ -37,59 +69,61 @@ class PagedAttention:
         return Support(priority=60, invariance="batch" if spec.determinism == "batch" else "run")
 
     def build(self, spec: AttentionSpec, ctx: BuildContext) -> Bound:
-        return Bound(run=_Attention(spec, ctx).run)
+        prefill = self.prefill or prefill_tiles(spec)
+        return Bound(run=_Attention(spec, ctx, prefill, self.decode or decode_tiles(spec)).run)
 
 
 class _Attention:
-    """One layer's attention, with the tiles that its shape wants."""
+    """One layer's attention."""
 
-    def __init__(self, spec: AttentionSpec, ctx: BuildContext) -> None:
+    def __init__(
+        self, spec: AttentionSpec, ctx: BuildContext, prefill: Tiles, decode: Tiles
+    ) -> None:
         kv = spec.kv
         self._spec = spec
         self._handle = ctx.kv(spec.layer)
         self._invariant = spec.determinism == "batch"
         self._cores = core_count(ctx.device)
         shared = spec.num_heads // kv.num_kv_heads
-        rows = 64 if kv.head_dim > 128 or spec.dtype == "float32" else 128
-        self._tokens = max(rows // next_power(shared), 1)
+        self._prefill, self._decode = prefill, decode
+        self._tokens = max(prefill.rows // next_power(shared), 1)
         self._rows = max(self._tokens * next_power(shared), 16)
-        self._decode_rows = max(next_power(shared), 16)
+        self._early = overlapped(ctx.device)
         self._common: dict[str, Any] = {
             "HEADS": spec.num_heads,
             "SHARED": shared,
             "DIM": kv.head_dim,
             "DIM_PAD": max(next_power(kv.head_dim), 16),
             "PAGE": kv.page_size,
-            "BLOCK": BLOCK if kv.head_dim <= 128 else BLOCK // 2,
             "WINDOW": spec.window,
             "SOFTCAP": spec.softcap,
             "SINKS": spec.sinks,
-            "num_stages": 3,
+            **self._early,
         }
 
     def run(self, q: "Tensor", batch: ForwardBatch, sinks: "Tensor | None" = None) -> "Tensor":
         import torch
 
-        only_decode = batch.max_q == 1 and not self._invariant
-        decodes = 0 if self._invariant else batch.num_decode
-        if only_decode:
-            decodes = batch.row.shape[0]
+        decodes = batch.max_q == 1 and not self._invariant
         # padding tokens must come out as zeros; the split kernel writes these itself
-        padded = batch.num_tokens != q.shape[0] and not only_decode
-        make = torch.zeros if padded else torch.empty
-        out = make(q.shape, dtype=q.dtype, device=q.device)
+        exact = decodes or not (batch.padded or batch.num_tokens != q.shape[0])
+        out = (torch.empty if exact else torch.zeros)(q.shape, dtype=q.dtype, device=q.device)
         if decodes:
-            self._decode(q, out, sinks, batch, decodes)
-        seqs = batch.row.shape[0] - decodes
-        if seqs > 0:
-            tiles = (q.shape[0] - decodes) // self._tokens + seqs
-            keys, values, table, strides = self._pages(batch)
-            kernels.tiled[tiles, self._spec.kv.num_kv_heads](
-                q, keys, values, out, sinks, table, batch.seq_len, batch.q_start,
-                seqs, decodes, q.stride(0), out.stride(0), *strides, self._spec.scale,
-                ROWS=self._rows, TOKENS=self._tokens, num_warps=4 if self._rows <= 64 else 8,
-                **self._common,
-            )  # fmt: skip
+            self._split(q, out, sinks, batch, mixed=False)
+            return out
+        mixed = not self._invariant and (batch.padded or batch.num_decode > 0)
+        if mixed:
+            self._split(q, out, sinks, batch, mixed=True)
+        seqs = batch.row.shape[0]
+        tiles = q.shape[0] // self._tokens + seqs
+        keys, values, table, strides = self._pages(batch)
+        kernels.tiled[self._spec.kv.num_kv_heads, tiles](
+            q, keys, values, out, sinks, table, batch.seq_len, batch.q_start,
+            seqs, q.stride(0), out.stride(0), *strides, self._spec.scale,
+            ROWS=self._rows, TOKENS=self._tokens, LEAST=2 if mixed else 1,
+            BLOCK=self._prefill.block, num_warps=self._prefill.warps,
+            num_stages=self._prefill.stages, **self._common,
+        )  # fmt: skip
         return out
 
     def _pages(self, batch: ForwardBatch) -> "tuple[Tensor, Tensor, Tensor, tuple[int, ...]]":
@@ -97,19 +131,20 @@ class _Attention:
         table = batch.page_table[self._spec.group]
         return keys, values, table, (*keys.stride()[:3], table.stride(0))
 
-    def _decode(
+    def _split(
         self,
         q: "Tensor",
         out: "Tensor",
         sinks: "Tensor | None",
         batch: ForwardBatch,
-        seqs: int,
+        mixed: bool,
     ) -> None:
         import torch
 
         spec, kv = self._spec, self._spec.kv
+        seqs = batch.row.shape[0]
         visible = min(batch.max_kv, spec.window or batch.max_kv)
-        wanted = 2 * self._cores // (seqs * kv.num_kv_heads)
+        wanted = self._decode.share * self._cores // (seqs * kv.num_kv_heads)
         splits = max(1, min(wanted, -(-visible // SPLIT_KEYS), MAX_SPLITS))
         part = lse = out
         if splits > 1:
@@ -118,15 +153,16 @@ class _Attention:
             lse = q.new_empty(shape, dtype=torch.float32)
         keys, values, table, strides = self._pages(batch)
         kernels.split[seqs, kv.num_kv_heads, splits](
-            q, keys, values, out, part, lse, sinks, table, batch.seq_len,
-            q.stride(0), out.stride(0), *strides, spec.scale,
-            ROWS=self._decode_rows, SPLITS=splits, num_warps=4, **self._common,
+            q, keys, values, out, part, lse, sinks, table, batch.seq_len, batch.q_start,
+            splits, q.stride(0), out.stride(0), *strides, spec.scale,
+            ROWS=self._decode.rows, PARTS=splits > 1, MIXED=mixed, BLOCK=self._decode.block,
+            num_warps=self._decode.warps, num_stages=self._decode.stages, **self._common,
         )  # fmt: skip
         if splits > 1:
             kernels.merge[seqs, spec.num_heads](
-                part, lse, out, batch.seq_len, out.stride(0),
+                part, lse, out, batch.seq_len, batch.q_start, splits, out.stride(0),
                 HEADS=spec.num_heads, DIM=kv.head_dim, DIM_PAD=self._common["DIM_PAD"],
-                SPLITS=splits, SPLITS_PAD=next_power(splits), num_warps=2,
+                SPLITS_PAD=next_power(splits), MIXED=mixed, num_warps=2, **self._early,
             )  # fmt: skip
 
 
@@ -139,3 +175,12 @@ def core_count(device: Device) -> int:
         return 64
     properties = module.get_device_properties(device.info.torch_device)
     return int(getattr(properties, "multi_processor_count", 64))
+
+
+def overlapped(device: Device) -> dict[str, Any]:
+    """Launch options of a kernel that may start while the one before it ends, where the device
+    has that: NVIDIA's from compute capability 9.0 on."""
+    family, _, number = device.info.arch.partition("_")
+    if family == "sm" and number.isdecimal() and int(number) >= 90:
+        return {"PDL": True, "launch_pdl": True}
+    return {"PDL": False}

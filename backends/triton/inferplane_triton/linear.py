@@ -1,85 +1,162 @@
-"""linear and logits: own kernels for the few rows of a decode step, the library for the rest.
+"""linear and logits over dense weights: own kernels for the few rows of a decode step, the library
+for the rest; and a product whose rows have the same bits in every batch.
 
-Which one runs depends on the number of rows, so the same row may have other bits in another batch.
+In the first, which one runs depends on the number of rows, so the same row may have other bits in
+another batch.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from inferplane.hw import Bound, BuildContext, Device, Reject, Support
+from inferplane.hw.op import describe
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
-from inferplane_triton.attention import next_power
-from inferplane_triton.kernels import linear as kernels
+from inferplane_triton import launch, tuning
+from inferplane_triton.launch import Scratch, Tile
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FEW_ROWS = 32
 """the library is as fast or faster from here on"""
-WIDE = 4096
-"""with fewer columns the matrix-unit kernel has too few programs to read at full speed"""
 TILE = 64
+KEY = "triton.parts"
+Product = Callable[["Tensor", "Tensor", "Tensor | None"], "Tensor"]
 
 
-def _supports(spec: LinearSpec | LogitsSpec, in_features: int, columns: int) -> Support | Reject:
+def _supports(spec: LinearSpec | LogitsSpec, in_features: int, columns: int) -> Reject | None:
     if spec.dtype not in ("bfloat16", "float16"):
         return Reject("dtype", f"{spec.dtype} is not bfloat16 or float16")
-    if spec.scheme != "dense":
-        return Reject("feature", f"scheme {spec.scheme}")
+    if spec.scheme:
+        return Reject("feature", f"no kernel for {describe(spec.scheme)}")
     if in_features % 128:
         return Reject("shape", f"{in_features} input features are not a multiple of 128")
     if columns % TILE:
         return Reject("shape", f"{columns} output features are not a multiple of {TILE}")
-    return Support(priority=60, invariance="run", notes="own kernels up to 32 rows")
+    return None
 
 
-def product(x: "Tensor", weight: "Tensor", bias: "Tensor | None") -> "Tensor":
+def scratch_for(cut: Tile, columns: int, ctx: BuildContext) -> Callable[[], Scratch]:
+    """Memory of a split product: parts are shared by all products of the device, which run one
+    after the other; counters are zero between them and belong to one product."""
+    import torch
+
+    if cut.split == 1:
+        return Scratch
+    needed = cut.part_bytes(tuning.FEW, columns)
+    tiles = columns // cut.rows * -(-tuning.FEW // min(cut.most, tuning.FEW))
+    count = torch.zeros(tiles, dtype=torch.int32, device=ctx.device.info.torch_device)
+    ctx.device.workspace(KEY, needed)
+    return lambda: Scratch(ctx.device.workspace(KEY, needed).view(torch.float32), count)
+
+
+def own_or_library(columns: int, width: int, ctx: BuildContext) -> Product:
     """x[T, K] @ weight[N, K].T + bias"""
     from torch.nn.functional import linear
 
-    rows, (columns, width) = x.shape[0], weight.shape
-    few = 1 < rows <= FEW_ROWS and columns >= WIDE
-    if not (rows == 1 or few) or not x.is_contiguous():
-        return linear(x, weight, bias)
-    out = x.new_empty((rows, columns))
-    if rows == 1:
-        block = next(b for b in (1024, 512, 256, 128) if width % b == 0)
-        kernels.one_row[(columns,)](
-            x, weight, bias, out, width, ROWS=1, BLOCK=block, BIAS=bias is not None, num_warps=4
-        )
-        return out
-    kernels.few_rows[(columns // TILE,)](
-        x, weight, bias, out, rows, columns, width, x.stride(0),
-        M_PAD=max(16, next_power(rows)), ROWS=TILE, BLOCK=128, BIAS=bias is not None,
-        num_warps=4, num_stages=5,
-    )  # fmt: skip
-    return out
+    row, few = tuning.dense_row(columns, width), tuning.dense_few(columns, width)
+    scratch = scratch_for(few, columns, ctx)
+
+    def product(x: "Tensor", weight: "Tensor", bias: "Tensor | None") -> "Tensor":
+        rows = x.shape[0]
+        if not 0 < rows <= FEW_ROWS or not x.is_contiguous():
+            return linear(x, weight, bias)
+        y = x.new_empty((rows, columns))
+        if rows == 1:
+            launch.dense_row(x, weight, bias, y, row)
+        else:
+            launch.dense_tiles(x, weight, bias, y, few, scratch())
+        return y
+
+    return product
+
+
+def invariant(columns: int, width: int, ctx: BuildContext) -> Product:
+    """x[T, K] @ weight[N, K].T + bias; the bits of a row do not depend on the others"""
+    scratch = scratch_for(tuning.invariant(1, columns, width), columns, ctx)
+
+    def product(x: "Tensor", weight: "Tensor", bias: "Tensor | None") -> "Tensor":
+        x = x.contiguous()
+        y = x.new_empty((x.shape[0], columns))
+        if x.shape[0]:
+            cut = tuning.invariant(x.shape[0], columns, width)
+            launch.dense_tiles(x, weight, bias, y, cut, scratch())
+        return y
+
+    return product
+
+
+def finished(out: "Tensor", softcap: float) -> "Tensor":
+    out = out.float()
+    return softcap * (out / softcap).tanh() if softcap else out
+
+
+def _linear(spec: LinearSpec, product: Product) -> Bound:
+    def prepack(weight: "Tensor", bias: "Tensor | None" = None) -> Any:
+        return weight.contiguous(), bias
+
+    def run(x: "Tensor", packed: Any) -> "Tensor":
+        return product(x, packed[0], packed[1])
+
+    return Bound(run=run, prepack=prepack)
+
+
+def _logits(spec: LogitsSpec, product: Product) -> Bound:
+    def run(hidden: "Tensor", weight: "Tensor") -> "Tensor":
+        return finished(product(hidden, weight, None), spec.softcap)
+
+    return Bound(run=run, prepack=lambda weight: weight.contiguous())
 
 
 class Linear:
     name = "triton.linear"
 
     def supports(self, spec: LinearSpec, device: Device) -> Support | Reject:
-        return _supports(spec, spec.in_features, spec.out_features)
+        wrong = _supports(spec, spec.in_features, spec.out_features)
+        notes = f"own kernels up to {FEW_ROWS} rows"
+        return wrong or Support(priority=60, invariance="run", notes=notes)
 
     def build(self, spec: LinearSpec, ctx: BuildContext) -> Bound:
-        def prepack(weight: "Tensor", bias: "Tensor | None" = None) -> Any:
-            return weight.contiguous(), bias
-
-        def run(x: "Tensor", packed: Any) -> "Tensor":
-            return product(x, packed[0], packed[1])
-
-        return Bound(run=run, prepack=prepack)
+        return _linear(spec, own_or_library(spec.out_features, spec.in_features, ctx))
 
 
 class Logits:
     name = "triton.linear"
 
     def supports(self, spec: LogitsSpec, device: Device) -> Support | Reject:
-        return _supports(spec, spec.dim, spec.vocab)
+        wrong = _supports(spec, spec.dim, spec.vocab)
+        notes = f"own kernels up to {FEW_ROWS} rows"
+        return wrong or Support(priority=60, invariance="run", notes=notes)
 
     def build(self, spec: LogitsSpec, ctx: BuildContext) -> Bound:
-        def run(hidden: "Tensor", weight: "Tensor") -> "Tensor":
-            out = product(hidden, weight, None).float()
-            return spec.softcap * (out / spec.softcap).tanh() if spec.softcap else out
+        return _logits(spec, own_or_library(spec.vocab, spec.dim, ctx))
 
-        return Bound(run=run, prepack=lambda weight: weight.contiguous())
+
+def _is_hopper(device: Device) -> Reject | None:
+    """Elsewhere Triton chooses its matrix instruction by the tile, which changes with the rows."""
+    if device.info.arch == "sm_90":
+        return None
+    return Reject("hardware", f"{device.info.arch or device.info.name} is not sm_90")
+
+
+class InvariantLinear:
+    name = "triton.linear_invariant"
+
+    def supports(self, spec: LinearSpec, device: Device) -> Support | Reject:
+        wrong = _supports(spec, spec.in_features, spec.out_features) or _is_hopper(device)
+        return wrong or Support(priority=55, invariance="batch", notes="one order of sums")
+
+    def build(self, spec: LinearSpec, ctx: BuildContext) -> Bound:
+        return _linear(spec, invariant(spec.out_features, spec.in_features, ctx))
+
+
+class InvariantLogits:
+    name = "triton.linear_invariant"
+
+    def supports(self, spec: LogitsSpec, device: Device) -> Support | Reject:
+        wrong = _supports(spec, spec.dim, spec.vocab) or _is_hopper(device)
+        return wrong or Support(priority=55, invariance="batch", notes="one order of sums")
+
+    def build(self, spec: LogitsSpec, ctx: BuildContext) -> Bound:
+        product = invariant(spec.vocab, spec.dim, ctx)
+        return _logits(spec, product)

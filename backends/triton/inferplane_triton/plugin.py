@@ -10,9 +10,11 @@ from inferplane.hw import Device, OpImpl, impl
 def op_impls(device: Device) -> Iterable[tuple[str, OpImpl]]:
     if device.info.torch_device.partition(":")[0] == "cpu" or find_spec("triton") is None:
         return []
+    from inferplane_triton import quantized
     from inferplane_triton.attention import PagedAttention
-    from inferplane_triton.linear import Linear, Logits
+    from inferplane_triton.linear import InvariantLinear, InvariantLogits, Linear, Logits
     from inferplane_triton.rowwise import AddRMSNorm, Glu, RMSNorm, RopeWrite
+    from inferplane_triton.sampling import Draw, Embedding, Filter, Logprobs
 
     return [
         ("attention.paged", PagedAttention()),
@@ -21,5 +23,13 @@ def op_impls(device: Device) -> Iterable[tuple[str, OpImpl]]:
         ("norm.add_rms", AddRMSNorm()),
         ("activation.glu", Glu()),
         ("linear", Linear()),
+        ("linear", InvariantLinear()),
+        ("linear", quantized.Linear()),
         ("logits", Logits()),
+        ("logits", InvariantLogits()),
+        ("logits", quantized.Logits()),
+        ("embedding", Embedding()),
+        ("sampling.filter", Filter()),
+        ("sampling.draw", Draw()),
+        ("sampling.logprobs", Logprobs()),
     ]

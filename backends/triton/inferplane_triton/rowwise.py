@@ -7,7 +7,7 @@ from inferplane.hw.ops.activation import GluSpec
 from inferplane.hw.ops.kv import RopeWriteSpec
 from inferplane.hw.ops.norm import RMSNormSpec
 from inferplane.hw.ops.rope import cos_sin_table
-from inferplane_triton.attention import next_power
+from inferplane_triton.attention import next_power, overlapped
 from inferplane_triton.kernels import rowwise as kernels
 
 if TYPE_CHECKING:
@@ -37,13 +37,15 @@ class RMSNorm:
     def build(self, spec: RMSNormSpec, ctx: BuildContext) -> Bound:
         import torch
 
+        early = overlapped(ctx.device)
+
         def run(x: "Tensor", weight: "Tensor") -> "Tensor":
             flat = x.reshape(-1, spec.dim)
             out = torch.empty_like(flat)
             kernels.rms[(flat.shape[0],)](
                 flat, weight, out, flat.stride(0), out.stride(0), spec.dim,
                 EPSILON=spec.epsilon, OFFSET=spec.offset, CAST_FIRST=spec.cast_first,
-                BLOCK=next_power(spec.dim), num_warps=_warps(spec.dim),
+                BLOCK=next_power(spec.dim), num_warps=_warps(spec.dim), **early,
             )  # fmt: skip
             return out.view(x.shape)
 
@@ -59,13 +61,15 @@ class AddRMSNorm:
     def build(self, spec: RMSNormSpec, ctx: BuildContext) -> Bound:
         import torch
 
+        early = overlapped(ctx.device)
+
         def run(x: "Tensor", residual: "Tensor", weight: "Tensor") -> "tuple[Tensor, Tensor]":
             x, residual = x.contiguous(), residual.contiguous()
             out, total = torch.empty_like(x), torch.empty_like(x)
             kernels.add_rms[(x.numel() // spec.dim,)](
                 x, residual, weight, out, total, spec.dim,
                 EPSILON=spec.epsilon, OFFSET=spec.offset, CAST_FIRST=spec.cast_first,
-                BLOCK=next_power(spec.dim), num_warps=_warps(spec.dim),
+                BLOCK=next_power(spec.dim), num_warps=_warps(spec.dim), **early,
             )  # fmt: skip
             return out, total
 
@@ -81,13 +85,15 @@ class Glu:
     def build(self, spec: GluSpec, ctx: BuildContext) -> Bound:
         block = min(1024, next_power(spec.size))
         columns = -(-spec.size // block)
+        early = overlapped(ctx.device)
 
         def run(x: "Tensor") -> "Tensor":
             x = x.contiguous()
             out = x.new_empty((*x.shape[:-1], spec.size))
             kernels.glu[x.numel() // (2 * spec.size), columns](
-                x, out, spec.size, GELU=spec.activation == "gelu_tanh", BLOCK=block, num_warps=4
-            )
+                x, out, spec.size, GELU=spec.activation == "gelu_tanh", BLOCK=block, num_warps=4,
+                **early,
+            )  # fmt: skip
             return out
 
         return Bound(run=run)
@@ -97,6 +103,8 @@ class RopeWrite:
     name = "triton.rope_write"
 
     def supports(self, spec: RopeWriteSpec, device: Device) -> Support | Reject:
+        if spec.kv.dtype != spec.rope.dtype:
+            return Reject("dtype", f"pages in {spec.kv.dtype}, the model is in {spec.rope.dtype}")
         if spec.kv.layout == "opaque":
             return Reject("layout", "needs pages with strides")
         return _supports(spec.rope.dtype, spec.kv.head_dim)
@@ -105,6 +113,7 @@ class RopeWrite:
         handle, kv = ctx.kv(spec.layer), spec.kv
         table = cos_sin_table(spec.rope, ctx.device.info.torch_device)
         norm = spec.norm
+        early = overlapped(ctx.device)
 
         def run(
             q: "Tensor", k: "Tensor", v: "Tensor", position: "Tensor", slot: "Tensor",
@@ -121,7 +130,7 @@ class RopeWrite:
                 DIM_PAD=next_power(kv.head_dim), ROTARY=spec.rope.rotary_dim,
                 INTERLEAVED=spec.rope.style == "gptj", NORM=norm is not None,
                 EPSILON=norm.epsilon if norm else 0.0, OFFSET=norm.offset if norm else 0.0,
-                CAST_FIRST=norm.cast_first if norm else True, num_warps=4,
+                CAST_FIRST=norm.cast_first if norm else True, num_warps=4, **early,
             )  # fmt: skip
             return out
 

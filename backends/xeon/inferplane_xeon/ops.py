@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from inferplane.hw.kv import KVSpec, LayerKV
-from inferplane.hw.op import Bound, BuildContext, OpImpl, Reject, Support
+from inferplane.hw.op import Bound, BuildContext, OpImpl, Reject, Support, describe
 from inferplane.hw.ops.activation import GluSpec
 from inferplane.hw.ops.attention import AttentionSpec
 from inferplane.hw.ops.embedding import EmbeddingSpec
@@ -53,8 +53,8 @@ def kv_problem(kv: KVSpec, *dtypes: str) -> Reject | None:
 
 
 def dense_problem(spec: LinearSpec | LogitsSpec) -> Reject | None:
-    if spec.scheme != "dense":
-        return Reject("feature", f"no kernel for scheme {spec.scheme}")
+    if spec.scheme:
+        return Reject("feature", f"no kernel for {describe(spec.scheme)}")
     return dtype_problem(spec.dtype)
 
 

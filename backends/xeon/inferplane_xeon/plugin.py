@@ -123,7 +123,7 @@ def kv_layouts(device: Device) -> Iterable[KVLayout]:
 @impl
 def hints(device: Device) -> Hints:
     dtype = "bfloat16" if device.info.arch == "avx512_bf16" else "float32"
-    return Hints(dtype=dtype, page_size=16, kv_cache_bytes=KV_BYTES)
+    return Hints(dtype=dtype, page_size=16, kv_cache_bytes=KV_BYTES, int8_inputs=True)
 
 
 @impl

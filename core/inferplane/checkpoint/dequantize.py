@@ -39,17 +39,22 @@ def dequantize(
         with np.errstate(all="ignore"):  # damaged scales give inf and nan, as everywhere else
             unpack(packed.reshape(-1, size), part.reshape(-1, block))
 
-    starts = range(0, len(out), step)
-    if out.size < PARALLEL_VALUES:
+    in_chunks(chunk, range(0, len(out), step), out.size)
+
+
+def in_chunks(work: Callable[[int], None], starts: range, values: int) -> None:
+    """Call `work` with each start, on all cores if it is for many values: numpy releases the
+    interpreter lock."""
+    if values < PARALLEL_VALUES:
         for start in starts:
-            chunk(start)
-    else:  # numpy releases the interpreter lock
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for _ in pool.map(chunk, starts):
-                pass
+            work(start)
+        return
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(work, starts):
+            pass
 
 
-def _half(blocks: Bytes, at: int) -> Floats:
+def half(blocks: Bytes, at: int) -> Floats:
     """The float16 at byte `at` of each block, [n, 1]."""
     return blocks[:, at : at + 2].view(np.float16).astype(np.float32)
 
@@ -66,59 +71,59 @@ def _bf16(blocks: Bytes, out: Floats) -> None:
     np.left_shift(blocks.view(np.uint16), 16, dtype=np.uint32, out=out.view(np.uint32))
 
 
-def _nibbles(packed: Bytes, out: Any) -> None:
+def nibbles(packed: Bytes, out: Any) -> None:
     """Low nibbles to out[..., 0, :], high ones to out[..., 1, :]."""
     out[..., 0, :] = packed & 15
     out[..., 1, :] = packed >> 4
 
 
 def _q4_0(blocks: Bytes, out: Floats) -> None:
-    _nibbles(blocks[:, 2:], out.reshape(-1, 2, 16))
+    nibbles(blocks[:, 2:], out.reshape(-1, 2, 16))
     out -= 8
-    out *= _half(blocks, 0)
+    out *= half(blocks, 0)
 
 
 def _q4_1(blocks: Bytes, out: Floats) -> None:
-    _nibbles(blocks[:, 4:], out.reshape(-1, 2, 16))
-    out *= _half(blocks, 0)
-    out += _half(blocks, 2)
+    nibbles(blocks[:, 4:], out.reshape(-1, 2, 16))
+    out *= half(blocks, 0)
+    out += half(blocks, 2)
 
 
 def _q5_0(blocks: Bytes, out: Floats) -> None:
-    _nibbles(blocks[:, 6:], out.reshape(-1, 2, 16))
+    nibbles(blocks[:, 6:], out.reshape(-1, 2, 16))
     high = np.unpackbits(blocks[:, 2:6], axis=1, bitorder="little")  # [n, 32]
     out += high << 4
     out -= 16
-    out *= _half(blocks, 0)
+    out *= half(blocks, 0)
 
 
 def _q8_0(blocks: Bytes, out: Floats) -> None:
-    np.multiply(blocks[:, 2:].view(np.int8), _half(blocks, 0), out=out)
+    np.multiply(blocks[:, 2:].view(np.int8), half(blocks, 0), out=out)
 
 
-def _scales_k(blocks: Bytes) -> tuple[Floats, Floats]:
+def scales_k(blocks: Bytes) -> tuple[Floats, Floats]:
     """Scale and minimum of the 8 groups of a K block, [n, 8] each; 6 bits each in 12 bytes:
     bytes 0-3 and 4-7 hold groups 0-3 and in their top bits those of 4-7, whose rest is in 8-11."""
     a, b, c = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scale = np.concatenate([a & 63, (c & 15) | ((a >> 2) & 48)], axis=1)
     low = np.concatenate([b & 63, (c >> 4) | ((b >> 2) & 48)], axis=1)
-    return _half(blocks, 0) * scale, _half(blocks, 2) * low
+    return half(blocks, 0) * scale, half(blocks, 2) * low
 
 
 def _apply_k(blocks: Bytes, out: Floats) -> None:
-    scale, low = _scales_k(blocks)
+    scale, low = scales_k(blocks)
     groups = out.reshape(-1, 8, 32)
     groups *= scale[:, :, None]
     groups -= low[:, :, None]
 
 
 def _q4_k(blocks: Bytes, out: Floats) -> None:
-    _nibbles(blocks[:, 16:].reshape(-1, 4, 32), out.reshape(-1, 4, 2, 32))
+    nibbles(blocks[:, 16:].reshape(-1, 4, 32), out.reshape(-1, 4, 2, 32))
     _apply_k(blocks, out)
 
 
 def _q5_k(blocks: Bytes, out: Floats) -> None:
-    _nibbles(blocks[:, 48:].reshape(-1, 4, 32), out.reshape(-1, 4, 2, 32))
+    nibbles(blocks[:, 48:].reshape(-1, 4, 32), out.reshape(-1, 4, 2, 32))
     groups = out.reshape(-1, 8, 32)
     high = blocks[:, 16:48]  # bit g of byte i belongs to value i of group g
     for group in range(8):
@@ -127,13 +132,13 @@ def _q5_k(blocks: Bytes, out: Floats) -> None:
 
 
 def _q6_k(blocks: Bytes, out: Floats) -> None:
-    _nibbles(blocks[:, :128].reshape(-1, 2, 64), out.reshape(-1, 2, 2, 64))
+    nibbles(blocks[:, :128].reshape(-1, 2, 64), out.reshape(-1, 2, 2, 64))
     groups = out.reshape(-1, 2, 4, 32)
     high = blocks[:, 128:192].reshape(-1, 2, 32)
     for group in range(4):
         groups[:, :, group] += ((high >> (2 * group)) & 3) << 4
     out -= 32
-    scale = _half(blocks, 208) * blocks[:, 192:208].view(np.int8)  # [n, 16]
+    scale = half(blocks, 208) * blocks[:, 192:208].view(np.int8)  # [n, 16]
     parts = out.reshape(-1, 16, 16)
     parts *= scale[:, :, None]
 

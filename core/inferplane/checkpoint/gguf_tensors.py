@@ -1,4 +1,5 @@
-"""The tensors of a GGUF file under their Hugging Face names, in float32 and Hugging Face's form.
+"""The tensors of a GGUF file under their Hugging Face names and in Hugging Face's form: in float32,
+or quantized as they are stored.
 
 Two forms differ and are turned back: architecture llama stores the rows of q and k in the order
 of interleaved rope, and gemma3 stores norm weights with the 1 already added.
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+
+    from inferplane.hw.quantization import QuantizedWeight, Scheme
 
 TOP = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -47,7 +50,8 @@ DERIVED = frozenset({"rope_freqs.weight"})
 
 
 class GgufTensors:
-    """Mapping from Hugging Face names to tensors; each is unpacked when it is asked for."""
+    """Mapping from Hugging Face names to tensors; each is unpacked when it is asked for.
+    Implements weights.QuantizedSource."""
 
     def __init__(self, file: GgufFile, config: dict[str, Any]) -> None:
         self._file = file
@@ -86,8 +90,8 @@ class GgufTensors:
         from inferplane.checkpoint.dequantize import dequantize
 
         info = self._info(name)
-        rows = max(1, info.nbytes // (info.shape[-1] // info.type.block * info.type.size))
-        raw = np.frombuffer(self._file.raw(info.name), np.uint8).reshape(rows, -1)
+        raw = self._rows(info)
+        rows = len(raw)
         order = self._row_order(name, info)
         out = np.empty(info.shape, np.float32)
         if order is not None and len(info.shape) == 1:  # a bias: its entries are the rows
@@ -98,6 +102,26 @@ class GgufTensors:
         if self._gemma and name.endswith("norm.weight"):
             out -= 1
         return torch.from_numpy(out)
+
+    def scheme(self, name: str) -> "Scheme | None":
+        from inferplane.checkpoint.gguf_quantized import FORMS
+
+        info = self._infos.get(name)
+        stored = FORMS.get(info.type.name) if info is not None and len(info.shape) == 2 else None
+        return stored.scheme if stored else None
+
+    def quantized(self, name: str) -> "QuantizedWeight":
+        from inferplane.checkpoint.gguf_quantized import repack
+
+        info = self._info(name)
+        return repack(self._rows(info), info.type, self._row_order(name, info))
+
+    def _rows(self, info: TensorInfo) -> "NDArray[np.uint8]":
+        """The packed bytes, [rows, bytes per row]"""
+        import numpy as np
+
+        size = info.shape[-1] // info.type.block * info.type.size
+        return np.frombuffer(self._file.raw(info.name), np.uint8).reshape(-1, size)
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self._infos:

@@ -107,9 +107,11 @@ class FolderModel:
         return load_folder(self.path, self.config, self.generation_config, template)
 
     def tensors(self) -> TensorSource:
+        from inferplane.checkpoint.quantized import QuantizedTensors, find_format
         from inferplane.checkpoint.safetensors import SafetensorsTensors
 
-        return SafetensorsTensors(self.path)
+        tensors, found = SafetensorsTensors(self.path), find_format(self.config)
+        return QuantizedTensors(tensors, found) if found else tensors
 
 
 @dataclass(frozen=True)

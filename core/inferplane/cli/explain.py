@@ -88,7 +88,7 @@ def _memory(found: Explanation) -> str:
     rows = [
         ["what", "bytes", ""],
         ["total", size(memory.total), "that this process may use"],
-        ["weights", size(found.weights_bytes), f"in {found.dtype}, before packing"],
+        ["weights", size(found.weights_bytes), f"{found.dtype} where dense, before packing"],
         ["free", size(memory.free), "after the weights"],
         ["step", size(memory.step), "activations and logits of the largest step"],
         ["KV cache", size(memory.kv), f"{memory.tokens:,} tokens"],

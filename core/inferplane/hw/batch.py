@@ -131,6 +131,9 @@ class ForwardBatch:
     host_exact: bool
     max_q: int
     max_kv: int
+    padded: bool = False
+    """the shapes are those of a bucket, and the step may be replayed for others of the bucket: the
+    host fields are not those of the replays, but max_q and max_kv hold for all of them"""
     # features that not every batch uses
     tree_mask: "Tensor | None" = None  # u8, packed visibility of draft tokens
     lora: "LoraSegments | None" = None

@@ -95,6 +95,11 @@ class Hints:
     """size of the KV cache when the user gives none, in place of a fraction of the memory"""
     token_buckets: tuple[int, ...] = ()
     """padded sizes for devices whose shapes are bucketed or static"""
+    mixed_buckets: tuple[tuple[int, int], ...] = ()
+    """(tokens, sequences) of padded steps that prefill, on devices whose shapes are bucketed; a
+    step takes the first that holds it, and larger ones have exact shapes and run eagerly"""
+    int8_inputs: bool = False
+    """weight-only int8 and int4 products are computed with inputs rounded to int8 per token"""
     max_programs: int | None = None
     """graphs to hold at most; steps of further shapes run eagerly. Default: no limit"""
 

@@ -36,7 +36,10 @@ def probe() -> "list[DeviceInfo] | Unavailable":
 
 @spec(firstresult=True)
 def create_device(info: "DeviceInfo", options: Mapping[str, Any]) -> "Device":
-    """Required. Open one device; may import torch and vendor libraries. Raises DeviceError."""
+    """Required. Open one device; may import torch and vendor libraries. Raises DeviceError.
+
+    `options`: "determinism", what the engine will ask of all ops ("run" or "batch"), for libraries
+    that must know before they are first used. Unknown options are ignored."""
 
 
 @spec

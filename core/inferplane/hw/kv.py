@@ -7,9 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from inferplane.hw.device import Device
+
+
+ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
+"""of the types that pages can hold"""
+FLOAT8_MAX = 448.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +25,7 @@ class KVSpec:
     num_kv_heads: int
     head_dim: int
     dtype: str
+    """float8_e4m3fn: rounded when they are written, cut off at 448; scale 1"""
     page_size: int
     layout: str = "canonical"
     opaque: bool = False
@@ -86,8 +93,7 @@ class StridedLayout:
     strided: bool = True
 
     def page_bytes(self, spec: KVSpec) -> int:
-        width = {"float32": 4, "float64": 8}.get(spec.dtype, 2)
-        return 2 * spec.page_size * spec.num_kv_heads * spec.head_dim * width
+        return 2 * spec.page_size * spec.num_kv_heads * spec.head_dim * ITEM_BYTES[spec.dtype]
 
     def alloc(self, num_pages: int, spec: KVSpec, device: "Device") -> "Tensor":
         import numpy as np
@@ -110,15 +116,33 @@ class StridedLayout:
     def export_pages(self, data: Any, pages: "Tensor") -> "Tensor":
         import torch
 
-        return torch.stack([half.index_select(0, pages) for half in self.split(data)])
+        halves = self.split(data)
+        found = torch.stack([as_integers(half).index_select(0, pages) for half in halves])
+        return found.view(halves[0].dtype)
 
     def import_pages(self, data: Any, pages: "Tensor", canonical: "Tensor") -> Any:
         for half, source in zip(self.split(data), canonical, strict=True):
-            half.index_copy_(0, pages.long(), source.to(half.dtype))
+            as_integers(half).index_copy_(0, pages.long(), as_integers(source.to(half.dtype)))
         return data
 
     def fingerprint(self, spec: KVSpec) -> str:
         return f"{self.order}/{spec.dtype}/{spec.page_size}/{spec.num_kv_heads}/{spec.head_dim}"
+
+
+def as_integers(tensor: "Tensor") -> "Tensor":
+    """The same memory; bytes in place of float8, for which torch lacks indexing on some devices."""
+    import torch
+
+    return tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
+
+
+def to_stored(values: "Tensor", dtype: "torch.dtype") -> "Tensor":
+    """Keys or values in the type of their pages."""
+    import torch
+
+    if dtype == torch.float8_e4m3fn:
+        values = values.clamp(-FLOAT8_MAX, FLOAT8_MAX)
+    return values.to(dtype)
 
 
 CANONICAL = StridedLayout()

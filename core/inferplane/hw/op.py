@@ -20,8 +20,10 @@ Determinism = Literal["none", "run", "batch"]
 """none: any bits. run: the same batch gives the same bits. batch: the bits of a token do not
 depend on batch composition, chunking, its place in the batch, or cache hits."""
 
-Capture = Literal["yes", "plan", "no"]
-"""yes: can be recorded. plan: recordable, but `plan` must run before each replay. no: eager."""
+Capture = Literal["yes", "decode", "plan", "no"]
+"""yes: can be recorded. decode: only steps in which every sequence computes one token, because
+padded shapes of others cost too much. plan: recordable, but `plan` must run before each replay.
+no: eager."""
 
 STRENGTH: dict[str, int] = {"none": 0, "run": 1, "batch": 2}
 
@@ -152,10 +154,17 @@ class Reference:
     build_bound: Callable[[Any, BuildContext], Bound]
     rejects: "Callable[[Any, Device], Reject | None] | None" = None
     name: str = "reference"
+    wasteful: bool = False
+    """padded steps that prefill cost it far more than exact ones"""
 
     def supports(self, spec: Any, device: "Device") -> Support | Reject:
         reason = self.rejects(spec, device) if self.rejects else None
-        return reason or Support(priority=0, invariance="batch", notes="plain torch")
+        capture: Capture = "yes"
+        if self.wasteful and device.info.shape_policy != "static":
+            capture = "decode"
+        return reason or Support(
+            priority=0, invariance="batch", capture=capture, notes="plain torch"
+        )
 
     def build(self, spec: Any, ctx: BuildContext) -> Bound:
         return self.build_bound(spec, ctx)

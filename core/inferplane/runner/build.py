@@ -14,9 +14,11 @@ from inferplane.hw.device import Device, Hints
 from inferplane.hw.kv import CANONICAL, KVGroup, KVLayout, KVSpec, LayerKV
 from inferplane.hw.op import Bound, Determinism
 from inferplane.hw.ops.attention import AttentionSpec
+from inferplane.hw.quantization import Scheme
 from inferplane.layers import LayerCache, Model
 from inferplane.plugins import Plugins, model_rows
 from inferplane.resolver import Resolver, parse_overrides
+from inferplane.runner.schemes import SchemeChooser
 from inferplane.weights import Weights
 
 if TYPE_CHECKING:
@@ -38,12 +40,19 @@ class Build:
     groups: list[KVGroup]
     handles: dict[int, LayerKV]
     weights: Weights
+    schemes: SchemeChooser
     bound: list[Bound] = field(default_factory=list)
 
     def bind(self, op: str, spec: Any) -> Bound:
         made = self.resolver.resolve(op, spec).chosen.build(spec, self)
         self.bound.append(made)
         return made
+
+    def scheme(
+        self, op: str, spec: Any, names: Sequence[str], sizes: Sequence[int], width: int
+    ) -> Scheme | None:
+        stored = [self.weights.scheme(name) for name in names]
+        return self.schemes.choose(op, spec, stored, sizes, width)
 
     def group_of(self, layer: int) -> tuple[int, KVSpec]:
         for index, group in enumerate(self.groups):

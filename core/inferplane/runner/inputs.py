@@ -55,7 +55,8 @@ class _Staging:
 
 
 class Inputs:
-    """Packs plans and derives batches. `buckets`: sizes to pad to; empty: exact shapes."""
+    """Packs plans and derives batches. `buckets`: sizes to pad decode steps to, on static devices
+    all steps; `mixed`: (tokens, sequences) to pad other steps to, where one holds them."""
 
     def __init__(
         self,
@@ -63,6 +64,7 @@ class Inputs:
         tables: Tables,
         groups: list[KVGroup],
         buckets: tuple[int, ...],
+        mixed: tuple[tuple[int, int], ...],
         max_columns: int,
         depth: int,
     ) -> None:
@@ -71,6 +73,7 @@ class Inputs:
         self._page_size = groups[0].spec.page_size
         self._groups = len(groups)
         self._buckets = buckets
+        self._mixed = mixed
         self._policy = device.info.shape_policy
         self._max_columns = max_columns
         self._staging = [_Staging(device.host_buffer(4096, "int32")) for _ in range(depth + 2)]
@@ -81,17 +84,46 @@ class Inputs:
         longest = max(s + q for s, q in zip(plan.starts, plan.q_lens, strict=True))
         columns = -(-longest // self._page_size)
         decode = plan.num_decode == seqs
-        if self._policy == "dynamic" or (self._policy == "bucketed" and not decode):
-            return Bucket(tokens, seqs, samples, columns, decode, padded=False)
-        seqs = samples = self._pad(seqs)
-        tokens = seqs if decode else max(self._pad(tokens), seqs)
-        return Bucket(tokens, seqs, samples, self._max_columns, decode, padded=True)
+        if self._policy != "dynamic" and decode:
+            return self._decode_bucket(self._pad(seqs))
+        if self._policy == "static":
+            seqs = self._pad(seqs)
+            return self._mixed_bucket(max(self._pad(tokens), seqs), seqs)
+        for size in self._mixed:
+            if tokens <= size[0] and seqs <= size[1]:
+                return self._mixed_bucket(*size)
+        return Bucket(tokens, seqs, samples, columns, decode, padded=False)
+
+    def known_buckets(self, max_seqs: int) -> list[Bucket]:
+        """Every bucket that a device with bucketed shapes can meet, the largest first."""
+        if self._policy != "bucketed":
+            return []
+        sizes = {self._pad(count) for count in range(1, max_seqs + 1)}
+        mixed = [self._mixed_bucket(*size) for size in self._mixed]
+        found = [self._decode_bucket(size) for size in sizes] + mixed
+        return sorted(found, key=lambda bucket: (-bucket.tokens, -bucket.seqs))
+
+    def _decode_bucket(self, seqs: int) -> Bucket:
+        return Bucket(seqs, seqs, seqs, self._max_columns, decode=True, padded=True)
+
+    def _mixed_bucket(self, tokens: int, seqs: int) -> Bucket:
+        return Bucket(tokens, seqs, seqs, self._max_columns, decode=False, padded=True)
 
     def _pad(self, count: int) -> int:
         for size in self._buckets:
             if size >= count:
                 return size
         return 1 << (count - 1).bit_length()
+
+    def blank(self, bucket: Bucket) -> Step:
+        """A step of a padded bucket that is nothing but padding."""
+        import torch
+
+        if bucket not in self._static:
+            where = self._device.info.torch_device
+            self._static[bucket] = torch.empty(bucket.words, dtype=torch.int32, device=where)
+        nothing = StepPlan(step=0, rows=[], q_lens=[], starts=[], tokens=[], num_decode=0)
+        return Step(nothing, bucket, self._static[bucket].zero_())
 
     def send(self, plan: StepPlan) -> Step:
         """Copy the plan's words to the device and apply its changes to the tables."""
@@ -174,10 +206,11 @@ class Inputs:
         spare = bucket.seqs - len(plan.rows)
         starts = [0, *accumulate(plan.q_lens)]
         lengths = [s + q for s, q in zip(plan.starts, plan.q_lens, strict=True)]
-        longest_q, longest = max(plan.q_lens), max(lengths)
         if bucket.padded:  # what a recording may rely on
             longest_q = 1 if bucket.decode else bucket.tokens
             longest = bucket.columns * self._page_size
+        else:
+            longest_q, longest = max(plan.q_lens), max(lengths)
         return {
             "num_tokens": len(plan.tokens),
             "num_seqs": len(plan.rows),
@@ -188,6 +221,7 @@ class Inputs:
             "host_exact": plan.exact,
             "max_q": longest_q,
             "max_kv": longest,
+            "padded": bucket.padded,
         }
 
 

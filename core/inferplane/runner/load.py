@@ -5,10 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from inferplane.checkpoint.quantized import configured_scheme
 from inferplane.config import Config
 from inferplane.hw.device import Device, Hints
 from inferplane.hw.graphs import GraphBackend
 from inferplane.hw.kv import KVGroup, LayerKV
+from inferplane.hw.op import Determinism
 from inferplane.layers import Model
 from inferplane.plugins import Plugins, open_device
 from inferplane.resolver import Resolver
@@ -27,9 +29,13 @@ from inferplane.runner.inputs import Inputs
 from inferplane.runner.memory import Budget, allocate, plan_memory
 from inferplane.runner.runner import Runner
 from inferplane.runner.sampler import Sampler
+from inferplane.runner.schemes import SchemeChooser
 from inferplane.runner.tables import make_tables
 from inferplane.scheduling.pages import KVGroupPages
 from inferplane.weights import CheckpointWeights, DummyWeights, Progress, TensorSource, Weights
+
+KV_TYPES = {"fp8_e4m3": "float8_e4m3fn"}
+"""--kv-cache-dtype -> KVSpec.dtype, where it is not that of the model"""
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +88,8 @@ def prepare(config: Config, model: dict[str, Any], plugins: Plugins) -> Prepared
     """Choose device, types, sizes and KV layout. Raises the errors of each choice."""
     architecture = find_architecture(model)
     model = architecture.settings(model)
-    device, reason = open_device(plugins, config.device)
+    determinism: Determinism = "batch" if config.enable_deterministic_inference else "run"
+    device, reason = open_device(plugins, config.device, {"determinism": determinism})
     if reason:
         config = config.decide(reason, device=device.info.backend)
     hints = plugins.optional("hints", device) or Hints()
@@ -92,11 +99,13 @@ def prepare(config: Config, model: dict[str, Any], plugins: Plugins) -> Prepared
         proposed = getattr(hints, name)
         if proposed is not None and getattr(config, name) == getattr(defaults, name):
             config = config.decide(f"preferred by {device.info.backend}", **{name: proposed})
+    if hints.int8_inputs and config.input_quantization == "auto":
+        config = config.decide(f"preferred by {device.info.backend}", input_quantization="int8")
     graphs = None if config.disable_graphs else plugins.optional("graphs", device)
     resolver = make_resolver(config, plugins, device, capture=graphs is not None)
     config, groups, handles = negotiate_pages(
         config,
-        group_layers(architecture.caches(model), config.dtype),
+        group_layers(architecture.caches(model), KV_TYPES.get(config.kv_cache_dtype, config.dtype)),
         int(model["num_attention_heads"]),
         resolver,
         kv_layouts(plugins, device),
@@ -107,11 +116,12 @@ def prepare(config: Config, model: dict[str, Any], plugins: Plugins) -> Prepared
         device=device,
         resolver=resolver,
         dtype=config.dtype,
-        determinism="batch" if config.enable_deterministic_inference else "run",
+        determinism=determinism,
         max_model_len=config.max_model_len,
         groups=groups,
         handles=handles,
         weights=DummyWeights(config.dtype, device.info.torch_device, {}),
+        schemes=SchemeChooser(config, resolver),
     )
     return Prepared(config, model, architecture, device, hints, graphs, plugins, build)
 
@@ -119,7 +129,7 @@ def prepare(config: Config, model: dict[str, Any], plugins: Plugins) -> Prepared
 def open_weights(prepared: Prepared, source: Source, progress: Progress | None) -> Weights:
     config, torch_device = prepared.config, prepared.device.info.torch_device
     if config.load_format == "dummy":
-        return DummyWeights(config.dtype, torch_device, {})
+        return DummyWeights(config.dtype, torch_device, {}, configured_scheme(source.config))
     tensors = source.tensors()
     stored = tensors.names()
     return CheckpointWeights(
@@ -137,8 +147,10 @@ def load(
     plugins: Plugins,
     progress: Progress | None = None,
     on_prepared: Callable[[Prepared], None] | None = None,
+    report: Callable[[str], None] = log.info,
 ) -> Loaded:
-    """Read the weights, build the model, and give it memory."""
+    """Read the weights, build the model, give it memory, and record its steps. `report` gets a
+    line about whatever takes long after the weights."""
     import torch
 
     prepared = prepare(config, source.config, plugins)
@@ -152,9 +164,39 @@ def load(
     if unused:
         log.warning("%d weights of the checkpoint are not used, such as %s", len(unused), unused[0])
     config, budget = plan_memory(
-        config, prepared.model, device, prepared.hints, build.groups, build.handles
+        build.schemes.record(config),
+        prepared.model,
+        device,
+        prepared.hints,
+        build.groups,
+        build.handles,
     )
     pages = allocate(build.groups, build.handles, budget, device)
+    depth = 0 if config.disable_overlap or device.record() is None else 1
+    runner = make_runner(prepared, config, model, depth)
+    runner.record(config.max_running, report)
+    device.freeze()
+    return Loaded(
+        config=config,
+        device=device,
+        resolver=build.resolver,
+        architecture=prepared.architecture.model_type,
+        vocab_size=int(prepared.model["vocab_size"]),
+        groups=build.groups,
+        pages=pages,
+        handles=build.handles,
+        budget=budget,
+        runner=runner,
+        model=model,
+        depth=depth,
+    )
+
+
+def make_runner(prepared: Prepared, config: Config, model: Model, depth: int) -> Runner:
+    """The model with its device tables, inputs and sampler."""
+    import torch
+
+    device, build, hints = prepared.device, prepared.build, prepared.hints
     assert config.max_model_len is not None and config.page_size is not None
     columns = -(-config.max_model_len // config.page_size)
     vocab = int(prepared.model["vocab_size"])
@@ -167,22 +209,9 @@ def load(
             device.info.traits.inplace,
         )
         sampler = Sampler(build, tables, vocab)
-    depth = 0 if config.disable_overlap or device.record() is None else 1
-    inputs = Inputs(device, tables, build.groups, prepared.hints.token_buckets, columns, depth)
-    limit = prepared.hints.max_programs
-    runner = Runner(device, model, build, tables, inputs, sampler, prepared.graphs, limit)
-    device.freeze()
-    return Loaded(
-        config=config,
-        device=device,
-        resolver=build.resolver,
-        architecture=prepared.architecture.model_type,
-        vocab_size=vocab,
-        groups=build.groups,
-        pages=pages,
-        handles=build.handles,
-        budget=budget,
-        runner=runner,
-        model=model,
-        depth=depth,
+    decode_only = any(d.support.capture == "decode" for d in build.resolver.decisions.values())
+    mixed = () if decode_only else hints.mixed_buckets
+    inputs = Inputs(device, tables, build.groups, hints.token_buckets, mixed, columns, depth)
+    return Runner(
+        device, model, build, tables, inputs, sampler, prepared.graphs, hints.max_programs
     )

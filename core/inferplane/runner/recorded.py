@@ -75,7 +75,7 @@ class Recordings:
     def run(
         self, step: Step, plan_ops: Callable[[ForwardBatch], None], compute: Compute
     ) -> "tuple[ForwardBatch, Tensor, Tensor]":
-        """The step's batch, hidden states and logits, recorded at the bucket's first use."""
+        """The step's batch, hidden states and logits, recorded if the bucket is new."""
         known = self._recorded.get(step.bucket)
         if known is None:
             made: list[ForwardBatch] = []

@@ -3,6 +3,10 @@
 Everything is launched in order and nothing here waits for the device except `Pending.wait`.
 """
 
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +17,7 @@ from inferplane.layers import Model
 from inferplane.runner.build import Build
 from inferplane.runner.inputs import Inputs, Step
 from inferplane.runner.recorded import Recordings
-from inferplane.runner.sampler import Sampler
+from inferplane.runner.sampler import Sampler, Scores
 from inferplane.runner.tables import Tables
 
 if TYPE_CHECKING:
@@ -24,9 +28,6 @@ if TYPE_CHECKING:
 LOGITS_BYTES = 64 * 2**20
 """Prompt logprobs are scored in chunks of rows whose float32 logits take at most this much."""
 
-Scores = tuple["Tensor", "Tensor", "Tensor", "Tensor"]
-"""logprob f32[n], rank i32[n], top ids i32[n, k], top logprobs f32[n, k]"""
-
 
 @dataclass(slots=True)
 class Forwarded:
@@ -36,6 +37,8 @@ class Forwarded:
     batch: ForwardBatch
     hidden: "Tensor"  # [T, d]
     logits: "Tensor"  # f32[N, V]
+    recorded: bool
+    """hidden states and logits are overwritten by the next step of the bucket"""
 
 
 @dataclass(slots=True)
@@ -74,6 +77,18 @@ def _rows(scores: Scores) -> list[tuple[float, int, list[tuple[int, float]]]]:
     return list(zip(logprob, rank, tops, strict=True))
 
 
+@contextmanager
+def paused_collection() -> Iterator[None]:
+    """No garbage collection meanwhile: it costs time, and may free device memory in a recording."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 class Runner:
     """One model on one device with its tables."""
 
@@ -100,6 +115,28 @@ class Runner:
         if graphs is not None:
             handles = build.handles.values()
             self._recordings = Recordings(graphs, inputs, tables, handles, max_programs)
+            if max_programs is None:
+                sampler.graphs = graphs
+
+    def record(self, max_seqs: int, report: Callable[[str], None]) -> None:
+        """Record the steps that are known in advance, so that no request waits for it later."""
+        import torch
+
+        if self._recordings is None:
+            return
+        buckets = self._inputs.known_buckets(max_seqs)
+        begin = time.monotonic()
+        with torch.inference_mode(), paused_collection():
+            for index, bucket in enumerate(buckets):
+                if self._recordings.covers(bucket):
+                    step = self._inputs.blank(bucket)
+                    _, _, logits = self._recordings.run(step, self._plan_ops, self._compute)
+                    self._sampler.record(step, logits)
+                if index % 8 == 0:
+                    report(f"recording steps: {index} of {len(buckets)}")
+        self.device.synchronize()
+        if buckets:
+            report(f"recorded {len(buckets)} steps in {time.monotonic() - begin:.1f} s")
 
     def launch(self, plan: StepPlan) -> Pending:
         """Forward and sample; returns at once on devices that work asynchronously."""
@@ -117,11 +154,11 @@ class Runner:
         self._sampler.start(plan.init)
         if self._recordings is not None and self._recordings.covers(step.bucket):
             done = self._recordings.run(step, self._plan_ops, self._compute)
-            return Forwarded(step, *done)
+            return Forwarded(step, *done, recorded=True)
         batch = self._inputs.derive(step)
         self._plan_ops(batch)
         hidden, logits = self._compute(batch)
-        return Forwarded(step, batch, hidden, logits)
+        return Forwarded(step, batch, hidden, logits, recorded=False)
 
     def _compute(self, batch: ForwardBatch) -> "tuple[Tensor, Tensor]":
         hidden = self._model.forward(batch)
@@ -153,9 +190,9 @@ class Runner:
         count = len(plan.sample)
         scores: Scores | None = None
         if count:
-            tokens = self._sampler.sample(step, forwarded.logits, bitmask)
-            if max(plan.logprobs, default=-1) >= 0:
-                scores = self._sampler.score(forwarded.logits, tokens, max(plan.logprobs))
+            fixed = forwarded.batch if forwarded.recorded else None
+            drawn = self._sampler.sample(step, forwarded.logits, bitmask, fixed)
+            tokens, scores = drawn.tokens, drawn.scores
         else:
             tokens = forwarded.logits.new_zeros(0)
         prompt = [self._score_prompt(forwarded, wanted) for wanted in plan.prompt_logprobs]

@@ -1,19 +1,24 @@
-"""From the hidden states of a step to tokens and logprobs, on the device.
+"""From the logits of a step to tokens and logprobs, on the device.
 
-The host's knowledge of the requests only decides which work can be left out.
+The host's knowledge of the requests only decides which work can be left out (`Choice`). All else is
+a function of device memory, so that it can be recorded for each bucket and choice.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from inferplane.hw.batch import RowInit
+from inferplane.hw.batch import ForwardBatch, RowInit, StepPlan
+from inferplane.hw.graphs import Graph, GraphBackend
 from inferplane.hw.ops.sampling import SamplingSpec
 from inferplane.runner.build import Build
-from inferplane.runner.inputs import Step
+from inferplane.runner.inputs import Bucket, Step
 from inferplane.runner.tables import Tables, start_bias, start_penalties
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Scores = tuple["Tensor", "Tensor", "Tensor", "Tensor"]
+"""logprob f32[n], rank i32[n], top ids i32[n, k], top logprobs f32[n, k]"""
 
 
 @dataclass(slots=True)
@@ -27,6 +32,61 @@ class Wants:
     min_len: int
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The work that a step's sampling needs. `top`: most likely tokens to score, -1: no scores."""
+
+    greedy: bool
+    unfiltered: bool
+    penalties: bool = False
+    bias: bool = False
+    banned: bool = False
+    top: int = -1
+
+    @property
+    def common(self) -> bool:
+        """Nothing changes the logits, so it is worth a recording."""
+        return not (self.penalties or self.bias or self.banned)
+
+
+COMMON = (
+    Choice(greedy=True, unfiltered=True),
+    Choice(greedy=False, unfiltered=True),
+    Choice(greedy=False, unfiltered=False),
+)
+
+
+class Drawn(NamedTuple):
+    """One token per sampled sequence, on the device. What a recording gave is overwritten when the
+    next step of its bucket is sampled."""
+
+    tokens: "Tensor"  # i32[N]
+    scores: Scores | None
+
+
+@dataclass(slots=True)
+class SamplingState:
+    """Implements hw.graphs.State: the tables that sampling reads and replaces."""
+
+    tables: Tables
+
+    def read(self) -> list[Any]:
+        tables = self.tables
+        return [tables.num_computed, tables.parameters, tables.last_token]
+
+    def write(self, data: list[Any]) -> None:
+        tables = self.tables
+        tables.num_computed, tables.parameters, tables.last_token = data
+
+
+@dataclass(slots=True)
+class Recorded:
+    """Sampling from logits that lie in one place."""
+
+    logits: "Tensor"
+    graph: Graph
+
+
 class Sampler:
     """Holds the bound sampling ops and, per row, which of them it needs."""
 
@@ -37,6 +97,10 @@ class Sampler:
         self.score = build.bind("sampling.logprobs", spec).run
         self._tables = tables
         self._wants: dict[int, Wants] = {}
+        self.graphs: GraphBackend | None = None
+        """set by the runner of a device that holds any number of recordings"""
+        self._state = None if tables.inplace else SamplingState(tables)
+        self._recorded: dict[tuple[Bucket, Choice], Recorded] = {}
 
     def start(self, inits: list[RowInit]) -> None:
         """Rows that begin a request in this step."""
@@ -63,47 +127,99 @@ class Sampler:
         if biased:
             start_bias(self._tables, biased)
 
-    def sample(self, step: Step, logits: "Tensor", bitmask: "Tensor | None" = None) -> "Tensor":
+    def sample(
+        self,
+        step: Step,
+        logits: "Tensor",
+        bitmask: "Tensor | None" = None,
+        recorded: ForwardBatch | None = None,
+    ) -> Drawn:
         """Draw one token per sampled sequence from f32[N, V] and remember it in the tables.
 
-        `bitmask` i32[N, ceil(V / 32)] restricts the tokens (grammars). Returns i32[N].
+        `bitmask` i32[N, ceil(V / 32)] restricts the tokens (grammars). `recorded`: the step's
+        batch, if the logits are the result of a recording.
         """
-        plan, tables = step.plan, self._tables
-        row = step.words[-step.bucket.samples :]
+        choice = self._choose(step.plan)
+        if recorded is not None and bitmask is None and choice.common:
+            known = self._record(step, choice, logits)
+            if known is not None and known.logits is logits:
+                drawn: Drawn = known.graph.replay(recorded)
+                return drawn
+        return self._compute(choice, _rows_of(step), logits, bitmask)
+
+    def record(self, step: Step, logits: "Tensor") -> None:
+        """Record the common choices for the step's bucket, whose recorded logits these are."""
+        for choice in COMMON:
+            self._record(step, choice, logits)
+
+    def _record(self, step: Step, choice: Choice, logits: "Tensor") -> Recorded | None:
+        key = (step.bucket, choice)
+        if self.graphs is not None and key not in self._recorded:
+            row = _rows_of(step)
+            graph = self.graphs.capture(
+                lambda: self._compute(choice, row, logits, None), self._state
+            )
+            self._recorded[key] = Recorded(logits, graph)
+        return self._recorded.get(key)
+
+    def _choose(self, plan: StepPlan) -> Choice:
+        wants = [self._wants[plan.rows[i]] for i in plan.sample]
+        ends = [plan.starts[i] + plan.q_lens[i] for i in plan.sample]
+        greedy = all(w.greedy for w in wants)
+        return Choice(
+            greedy=greedy,
+            unfiltered=greedy or all(w.unfiltered or w.greedy for w in wants),
+            penalties=any(w.penalties for w in wants),
+            bias=any(w.bias for w in wants),
+            banned=any(w.min_len > end for w, end in zip(wants, ends, strict=True)),
+            top=max(plan.logprobs, default=-1),
+        )
+
+    def _compute(
+        self, choice: Choice, row: "Tensor", raw: "Tensor", bitmask: "Tensor | None"
+    ) -> Drawn:
+        """The device's part; `row` i32[N] are the sampled rows of the tables."""
+        tables = self._tables
         position = tables.num_computed.index_select(0, row)  # of the token that is drawn
-        rows = [plan.rows[i] for i in plan.sample]
-        wants = [self._wants[r] for r in rows]
+        parameters = tables.parameters_of(row)
         chosen: dict[str, Any] = {}
-        penalties = any(w.penalties for w in wants)
-        if penalties:
+        if choice.penalties:
             assert tables.counts is not None and tables.in_prompt is not None
-            for name in ("counts", "in_prompt", "repetition", "frequency", "presence"):
-                chosen[name] = getattr(tables, name).index_select(0, row)
-        if any(w.bias for w in wants):
+            chosen["counts"] = tables.counts.index_select(0, row)
+            chosen["in_prompt"] = tables.in_prompt.index_select(0, row)
+            for name in ("repetition", "frequency", "presence"):
+                chosen[name] = parameters.real(name)
+        if choice.bias:
             assert tables.bias is not None
             chosen["bias"] = tables.bias.index_select(0, row)
-        ends = [plan.starts[i] + plan.q_lens[i] for i in plan.sample]
-        if any(w.min_len > end for w, end in zip(wants, ends, strict=True)):
-            early = position < tables.min_len.index_select(0, row)
-            banned = tables.stop_ids.index_select(0, row)
-            chosen["banned"] = banned.where(early.unsqueeze(1), tables.vocab)
+        if choice.banned:
+            early = position < parameters.integer("min_len")
+            chosen["banned"] = parameters.stop_ids.where(early.unsqueeze(1), tables.vocab)
+        logits = raw
         if chosen or bitmask is not None:
-            logits = self._filter(logits, bitmask=bitmask, **chosen)
-        names = ("temperature", "top_k", "top_p", "min_p", "seed", "sample_index")
-        arguments = [getattr(tables, name).index_select(0, row) for name in names]
+            logits = self._filter(raw, bitmask=bitmask, **chosen)
         tokens: Tensor = self._draw(
             logits,
-            *arguments,
+            parameters.real("temperature"),
+            parameters.integer("top_k"),
+            parameters.real("top_p"),
+            parameters.real("min_p"),
+            parameters.seed,
+            parameters.integer("sample_index"),
             position,
-            greedy=all(w.greedy for w in wants),
-            unfiltered=all(w.unfiltered or w.greedy for w in wants),
+            greedy=choice.greedy,
+            unfiltered=choice.unfiltered,
         )
         tables.put("last_token", (row,), tokens)
-        if penalties:
+        if choice.penalties:
             self._count(row, tokens)
-        return tokens
+        return Drawn(tokens, self.score(raw, tokens, choice.top) if choice.top >= 0 else None)
 
     def _count(self, row: "Tensor", tokens: "Tensor") -> None:
         assert self._tables.counts is not None
         index = (row.long(), tokens.long())
         self._tables.put("counts", index, self._tables.counts[index] + 1)
+
+
+def _rows_of(step: Step) -> "Tensor":
+    return step.words[-step.bucket.samples :]

@@ -14,10 +14,39 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STOP_IDS = 64
-INTEGERS = ("row", "num_computed", "seed_low", "seed_high", "sample_index", "top_k", "min_len")
+INTEGERS = ("seed_low", "seed_high", "sample_index", "top_k", "min_len")
 FLOATS = ("temperature", "top_p", "min_p", "repetition", "frequency", "presence")
-WIDTH = len(INTEGERS) + len(FLOATS) + STOP_IDS
-"""i32 words that describe one RowInit: integers, floats by their bits, stop ids"""
+PARAMETERS = len(INTEGERS) + len(FLOATS) + STOP_IDS
+"""i32 words of a row's sampling parameters: integers, floats by their bits, stop ids"""
+WIDTH = 2 + PARAMETERS
+"""i32 words that describe one RowInit: row, num_computed, parameters"""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """The sampling parameters of some rows: views of one tensor, so that reading them is free."""
+
+    words: "Tensor"  # i32[N, PARAMETERS]
+
+    def integer(self, name: str) -> "Tensor":
+        """i32[N]"""
+        return self.words[:, INTEGERS.index(name)]
+
+    def real(self, name: str) -> "Tensor":
+        """f32[N]"""
+        import torch
+
+        return self.words.view(torch.float32)[:, len(INTEGERS) + FLOATS.index(name)]
+
+    @property
+    def seed(self) -> "Tensor":
+        """i32[N, 2]"""
+        return self.words[:, :2]
+
+    @property
+    def stop_ids(self) -> "Tensor":
+        """i32[N, STOP_IDS]"""
+        return self.words[:, -STOP_IDS:]
 
 
 @dataclass(slots=True)
@@ -29,17 +58,7 @@ class Tables:
     num_computed: "Tensor"  # i32[R]
     last_token: "Tensor"  # i32[R]
     pages: "list[Tensor]"  # by group i32[R, P]
-    seed: "Tensor"  # i32[R, 2]
-    sample_index: "Tensor"  # i32[R]
-    top_k: "Tensor"  # i32[R]
-    min_len: "Tensor"  # i32[R]
-    temperature: "Tensor"  # f32[R]
-    top_p: "Tensor"  # f32[R]
-    min_p: "Tensor"  # f32[R]
-    repetition: "Tensor"  # f32[R]
-    frequency: "Tensor"  # f32[R]
-    presence: "Tensor"  # f32[R]
-    stop_ids: "Tensor"  # i32[R, STOP_IDS], `vocab` where unused
+    parameters: "Tensor"  # i32[R, PARAMETERS], see Parameters; stop ids are `vocab` where unused
     # made when the first request needs them
     counts: "Tensor | None" = None  # i32[R, V]
     in_prompt: "Tensor | None" = None  # bool[R, V]
@@ -63,17 +82,12 @@ class Tables:
 
     def start_rows(self, packed: "Tensor") -> None:
         """Take over RowInits, i32[K, WIDTH] as `pack_rows` made them."""
-        import torch
-
         row = packed[:, 0]
-        at = dict(zip(INTEGERS, packed[:, : len(INTEGERS)].unbind(1), strict=True))
-        first = len(INTEGERS)
-        floats = packed[:, first : first + len(FLOATS)].contiguous().view(torch.float32)
-        at |= dict(zip(FLOATS, floats.unbind(1), strict=True))
-        for name in (*INTEGERS[4:], "num_computed", *FLOATS):
-            self.put(name, (row,), at[name])
-        self.put("seed", (row,), torch.stack([at["seed_low"], at["seed_high"]], dim=1))
-        self.put("stop_ids", (row,), packed[:, first + len(FLOATS) :])
+        self.put("num_computed", (row,), packed[:, 1])
+        self.put("parameters", (row,), packed[:, 2:])
+
+    def parameters_of(self, row: "Tensor") -> Parameters:
+        return Parameters(self.parameters.index_select(0, row))
 
 
 def make_tables(
@@ -85,26 +99,15 @@ def make_tables(
     def integers(*shape: int) -> "Tensor":
         return torch.zeros(shape, dtype=torch.int32, device=torch_device)
 
-    def floats() -> "Tensor":
-        return torch.zeros(rows, dtype=torch.float32, device=torch_device)
-
+    parameters = integers(rows, PARAMETERS)
+    Parameters(parameters).stop_ids.fill_(vocab)
     return Tables(
         inplace=inplace,
         vocab=vocab,
         num_computed=integers(rows),
         last_token=integers(rows),
         pages=[integers(rows, width) for width in columns],
-        seed=integers(rows, 2),
-        sample_index=integers(rows),
-        top_k=integers(rows),
-        min_len=integers(rows),
-        temperature=floats(),
-        top_p=floats(),
-        min_p=floats(),
-        repetition=floats(),
-        frequency=floats(),
-        presence=floats(),
-        stop_ids=integers(rows, STOP_IDS) + vocab,
+        parameters=parameters,
     )
 
 

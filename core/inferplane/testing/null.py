@@ -48,6 +48,7 @@ class NullSettings:
     """attention needs exact host lengths, which it plans with outside the recording"""
     recorded: bool = False
     buckets: tuple[int, ...] = (4, 16, 48)
+    mixed: tuple[tuple[int, int], ...] = ()
     max_programs: int | None = None
 
 
@@ -59,6 +60,13 @@ SETTINGS: dict[str, NullSettings] = {
     "bucketed-recorded": NullSettings(shape_policy="bucketed", recorded=True, asynchronous=True),
     "bucketed-planned": NullSettings(
         shape_policy="bucketed", recorded=True, asynchronous=True, planned=True
+    ),
+    "bucketed-mixed": NullSettings(
+        shape_policy="bucketed",
+        recorded=True,
+        asynchronous=True,
+        planned=True,
+        mixed=((8, 2), (24, 4), (40, 8)),
     ),
     "static": NullSettings(shape_policy="static"),
     "static-recorded": NullSettings(shape_policy="static", recorded=True, planned=True),
@@ -261,4 +269,9 @@ class NullBackend:
 
     @impl
     def hints(self, device: NullDevice) -> Hints:
-        return Hints(token_buckets=self.settings.buckets, max_programs=self.settings.max_programs)
+        settings = self.settings
+        return Hints(
+            token_buckets=settings.buckets,
+            mixed_buckets=settings.mixed,
+            max_programs=settings.max_programs,
+        )

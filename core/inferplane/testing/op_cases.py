@@ -14,8 +14,10 @@ from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
 from inferplane.hw.ops.norm import RMSNormSpec
 from inferplane.hw.ops.rope import RopeSpec
 from inferplane.hw.ops.sampling import SamplingSpec
+from inferplane.hw.quantization import Scheme
 
 DTYPES = ("float32", "bfloat16", "float16")
+FLOAT8 = "float8_e4m3fn"
 
 
 def conformance_cases(op: str, dtypes: tuple[str, ...] = DTYPES) -> list[Any]:
@@ -43,7 +45,7 @@ def _attention(dtype: str) -> Iterator[AttentionSpec]:
         (9, 3, 64, 16, 0, 30.0, True),
         (2, 2, 80, 128, 64, 0.0, True),
     ):
-        yield AttentionSpec(
+        plain = AttentionSpec(
             layer=1,
             group=1,
             num_heads=heads,
@@ -54,11 +56,15 @@ def _attention(dtype: str) -> Iterator[AttentionSpec]:
             softcap=softcap,
             sinks=sinks,
         )
+        yield plain
+        if (heads, window) in ((4, 0), (9, 0)):
+            yield replace(plain, kv=replace(plain.kv, dtype=FLOAT8))
 
 
 def _kv_op(dtype: str) -> Iterator[KVOpSpec]:
     for heads, dim, page in ((2, 16, 16), (1, 64, 8), (3, 80, 32)):
         yield KVOpSpec(layer=0, kv=_kv(heads, dim, page, dtype))
+    yield KVOpSpec(layer=0, kv=_kv(2, 16, 16, FLOAT8))
 
 
 def _rope(dtype: str) -> Iterator[RopeSpec]:
@@ -81,13 +87,16 @@ def _rope_write(dtype: str) -> Iterator[RopeWriteSpec]:
             offset=float(index % 2),
             cast_first=index % 2 == 0,
         )
-        yield RopeWriteSpec(
+        plain = RopeWriteSpec(
             layer=0,
             num_heads=6,
             kv=_kv(1 + index % 3, rope.head_dim, (16, 8, 32)[index % 3], dtype),
             rope=rope,
             norm=norm if index != 1 else None,
         )
+        yield plain
+        if index < 2:
+            yield replace(plain, kv=replace(plain.kv, dtype=FLOAT8))
 
 
 def _norm(dtype: str) -> Iterator[RMSNormSpec]:
@@ -118,13 +127,47 @@ def _linear(dtype: str) -> Iterator[LinearSpec]:
         (576, 960, True),
         (99, 50, True),
         (48, 1, False),
+        (384, 192, True),
+        (1024, 256, False),
     ):
         yield LinearSpec(in_features=inputs, out_features=outputs, dtype=dtype, bias=bias)
+    for index, scheme in enumerate(SCHEMES):
+        plain = LinearSpec(in_features=256, out_features=192, dtype=dtype, scheme=scheme)
+        yield replace(plain, bias=index % 2 == 0)
+        if index % 3 == 0:
+            yield replace(plain, in_features=352, out_features=200, bias=index % 2 == 1)
+
+
+def _schemes() -> Iterator[Scheme]:
+    """Those of the checkpoint formats that are read and of weights quantized at load."""
+    int8, int4, fp8 = (Scheme(weight=kind) for kind in ("int8", "int4", "float8_e4m3fn"))
+    weights = [int8, replace(int8, group=32), replace(int8, group=32, asymmetric=True)]
+    weights += [replace(int8, group=16), int4]
+    for group in (32, 64, 128):
+        weights += [replace(int4, group=group), replace(int4, group=group, asymmetric=True)]
+    for scheme in weights:
+        yield scheme
+        yield replace(scheme, activation="int8")
+    yield replace(int8, activation="int8", static=True)
+    yield replace(int4, group=32, activation="int8", activation_group=32)
+    for scheme in (fp8, replace(fp8, rows=0)):
+        yield scheme
+        yield replace(scheme, activation="float8_e4m3fn")
+        yield replace(scheme, activation="float8_e4m3fn", static=True)
+    for rows in (1, 128):
+        blocks = replace(fp8, rows=rows, group=128)
+        yield blocks
+        yield replace(blocks, activation="float8_e4m3fn", activation_group=128)
+
+
+SCHEMES = tuple(_schemes())
 
 
 def _logits(dtype: str) -> Iterator[LogitsSpec]:
-    for dim, vocab, softcap in ((64, 300, 0.0), (576, 1003, 0.0), (96, 500, 30.0)):
+    for dim, vocab, softcap in ((64, 300, 0.0), (576, 1003, 0.0), (96, 500, 30.0), (256, 320, 5.0)):
         yield LogitsSpec(dim=dim, vocab=vocab, dtype=dtype, softcap=softcap)
+    for scheme in SCHEMES[::5]:
+        yield LogitsSpec(dim=256, vocab=320, dtype=dtype, scheme=scheme)
 
 
 def _sampling(dtype: str) -> Iterator[SamplingSpec]:

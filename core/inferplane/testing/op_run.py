@@ -17,6 +17,7 @@ from inferplane.hw import (
     TorchDevice,
 )
 from inferplane.hw.ops import TABLE
+from inferplane.hw.quantization import QuantizedWeight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -158,14 +159,16 @@ def _map(value: Any, fn: Any) -> Any:
         return fn(value)
     if isinstance(value, tuple):
         return tuple(_map(item, fn) for item in value)
-    if isinstance(value, ForwardBatch):
+    if isinstance(value, ForwardBatch | QuantizedWeight):
         changed = {f.name: _map(getattr(value, f.name), fn) for f in fields(value)}
         return replace(value, **changed)
     return value
 
 
 def widen(value: Any) -> Any:
-    """Inputs in float64."""
+    """Inputs in float64; quantized weights stay, they are exact."""
+    if isinstance(value, QuantizedWeight):
+        return value
     return _map(value, lambda t: t.double() if t.is_floating_point() else t)
 
 

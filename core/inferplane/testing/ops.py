@@ -12,7 +12,7 @@ backends' kernels are checked by the same code, so a vendor's test suite is
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from inferplane.hw import CANONICAL, Device, KVLayout, OpImpl, Reject, Support
+from inferplane.hw import CANONICAL, Device, KVLayout, OpImpl, Reject, Support, Tolerance
 from inferplane.hw.op import STRENGTH
 from inferplane.hw.ops import TABLE
 from inferplane.testing.attention_check import check_attention
@@ -96,7 +96,14 @@ def _agrees(op: str, spec: Any, inputs: Inputs, done: Outcome) -> None:
     for index, (got, true) in enumerate(zip(done.results, wanted.results, strict=True)):
         close(f"result {index}", got, true, tolerance)
     if done.kv is not None and wanted.kv is not None:
-        close("KV pages", done.kv, wanted.kv, tolerance)
+        close("KV pages", done.kv, wanted.kv, _of_pages(spec, tolerance))
+
+
+def _of_pages(spec: Any, tolerance: Tolerance) -> Tolerance:
+    """Values that an op computes may be rounded to the neighbour in float8, one step away."""
+    if spec.kv.dtype != "float8_e4m3fn" or not tolerance.relative:
+        return tolerance
+    return Tolerance(relative=2.0**-3, absolute=2.0**-9 + tolerance.absolute, norm=2.0**-4)
 
 
 def _agrees_on_draw(spec: Any, inputs: Inputs, got: "Tensor") -> None:

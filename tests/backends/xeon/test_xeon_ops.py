@@ -19,6 +19,7 @@ from inferplane.hw.ops.kv import KVOpSpec, RopeWriteSpec
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
 from inferplane.hw.ops.norm import RMSNormSpec
 from inferplane.hw.ops.rope import RopeSpec
+from inferplane.hw.quantization import Scheme
 from inferplane_xeon import plugin
 from inferplane_xeon.ops import implementations
 
@@ -181,6 +182,7 @@ def test_limits_are_told() -> None:
         "dtype": [
             replace(spec, dtype="float16", kv=kv("float16", "canonical")),
             replace(spec, kv=kv("float32", "canonical")),
+            replace(spec, kv=kv("float8_e4m3fn", "canonical")),
         ],
         "shape": [replace(spec, kv=kv("bfloat16", "canonical", head_dim=dim)) for dim in (12, 264)],
         "layout": [replace(spec, kv=kv("bfloat16", "opaque"))],
@@ -192,5 +194,7 @@ def test_limits_are_told() -> None:
             assert isinstance(verdict, Reject)
             assert verdict.code == code
             assert verdict.reason
-    quantized = LinearSpec(in_features=8, out_features=8, dtype="float32", scheme="int8")
+    quantized = LinearSpec(
+        in_features=8, out_features=8, dtype="float32", scheme=Scheme(weight="int8")
+    )
     assert isinstance(dict(implementations())["linear"].supports(quantized, DEVICE), Reject)

@@ -101,3 +101,25 @@ def test_serve_answers_and_ends_with_0(tiny_folder: Path, environment: dict[str,
     finally:
         process.kill()
         process.communicate()
+
+
+def test_quantized_at_load(run: Run, tiny_folder: Path) -> None:
+    words = ["--prompt", "abc", "--max-tokens", "4", "--quantization"]
+    done = run("generate", str(tiny_folder), *DEVICE, *words, "int8")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "defg\n", "")
+    done = run("generate", str(tiny_folder), *DEVICE, *words, "int3")
+    assert done.returncode == 2
+    assert "'int3'" in done.stderr
+    assert "int4" in done.stderr
+
+
+def test_an_unknown_quantization_method(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
+    for file in tiny_folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "config.json").unlink()
+    config = json.loads((tiny_folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "quip"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = run("generate", str(tmp_path), *DEVICE, "--prompt", "abc")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "quantization method 'quip' of config.json is not read, supported are" in done.stderr

@@ -9,11 +9,13 @@ bytes a sequence; decode is bound by that (H100: 3.0 TB/s measured copy). Prefil
 
 Techniques: FlashAttention's online softmax (Dao, arXiv 2307.08691), split-KV decode
 (Flash-Decoding, Dao et al. 2023), queries that share a key head packed into one tile
-(grouped-query attention, Ainslie et al., arXiv 2305.13245).
+(grouped-query attention, Ainslie et al., arXiv 2305.13245). PDL: the launch overlaps the end of
+the kernel before (CUDA programming guide, programmatic dependent launch).
 """
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -73,34 +75,38 @@ def _begin(
     return acc, peak, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seqs"])
 def tiled(
     q_ptr, k_ptr, v_ptr, out_ptr, sink_ptr, table_ptr, seq_len_ptr, q_start_ptr,
-    seqs, skip, stride_q, stride_out, stride_page, stride_token, stride_head, stride_table, scale,
+    seqs, stride_q, stride_out, stride_page, stride_token, stride_head, stride_table, scale,
     HEADS: tl.constexpr, SHARED: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
     PAGE: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
+    LEAST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of TOKENS queries (times SHARED heads = ROWS rows) and key head.
+    Sequences with fewer than LEAST queries belong to `split`.
 
-    Sequence i, counted from `skip`, owns the tiles from q_start[i] // TOKENS + i: enough for all
-    its queries, so that a program finds its sequence by bisection without a table from the host.
+    Sequence i owns the tiles from q_start[i] // TOKENS + i: enough for all its queries, so that a
+    program finds its sequence by bisection without a table from the host. Late tiles of a causal
+    prompt take longest, so they come first.
     """
-    tile, head = tl.program_id(0), tl.program_id(1)
-    base = tl.load(q_start_ptr + skip)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    tile, head = tl.num_programs(1) - 1 - tl.program_id(1), tl.program_id(0)
     low, high = 0, seqs
     while high - low > 1:
         middle = (low + high) // 2
-        begins = (tl.load(q_start_ptr + skip + middle) - base) // TOKENS + middle
-        if begins <= tile:
+        if tl.load(q_start_ptr + middle) // TOKENS + middle <= tile:
             low = middle
         else:
             high = middle
-    seq = low + skip
+    seq = low
     q_begin = tl.load(q_start_ptr + seq)
     q_len = tl.load(q_start_ptr + seq + 1) - q_begin
-    number = tile - ((q_begin - base) // TOKENS + low)
-    if number * TOKENS >= q_len:
+    number = tile - (q_begin // TOKENS + low)
+    if (q_len < LEAST) | (number * TOKENS >= q_len):
         return
     seq_len = tl.load(seq_len_ptr + seq)
     rows = tl.arange(0, ROWS)
@@ -132,20 +138,29 @@ def tiled(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def split(
-    q_ptr, k_ptr, v_ptr, out_ptr, part_ptr, lse_ptr, sink_ptr, table_ptr, seq_len_ptr,
-    stride_q, stride_out, stride_page, stride_token, stride_head, stride_table, scale,
+    q_ptr, k_ptr, v_ptr, out_ptr, part_ptr, lse_ptr, sink_ptr, table_ptr, seq_len_ptr, q_start_ptr,
+    splits, stride_q, stride_out, stride_page, stride_token, stride_head, stride_table, scale,
     HEADS: tl.constexpr, SHARED: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
-    PAGE: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+    PAGE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
+    MIXED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Decode: one program per sequence, key head and part of the visible keys. With one part the
-    result is final, otherwise `merge` puts the parts together. Decoding sequences come first with
-    one token each, so token and sequence have the same index; empty ones give zeros."""
+    """Decode: one program per sequence, key head and part of the visible keys. With one part
+    (PARTS false) the result is final, otherwise `merge` puts the parts together. In a batch that
+    only decodes, token and sequence have the same index and empty sequences give zeros; in a mixed
+    one the sequences that do not compute exactly one token are left to `tiled`."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     seq, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     seq_len = tl.load(seq_len_ptr + seq)
     token = seq.to(tl.int64)
+    if MIXED:
+        token = tl.load(q_start_ptr + seq).to(tl.int64)
+        if tl.load(q_start_ptr + seq + 1) - token != 1:
+            return
     rows = tl.arange(0, ROWS)
     dims = tl.arange(0, DIM_PAD)
     live = rows < SHARED
@@ -154,7 +169,7 @@ def split(
     if WINDOW > 0:
         floor = tl.maximum(seq_len - WINDOW, 0)
     begin = floor // BLOCK * BLOCK
-    each = tl.cdiv(tl.cdiv(seq_len - begin, BLOCK), SPLITS) * BLOCK
+    each = tl.cdiv(tl.cdiv(seq_len - begin, BLOCK), splits) * BLOCK
     first = begin + part * each
     last = tl.minimum(first + each, seq_len)
     mask = live[:, None] & (dims < DIM)[None, :]
@@ -171,34 +186,41 @@ def split(
             PAGE, DIM, DIM_PAD, BLOCK, WINDOW, SOFTCAP,
         )  # fmt: skip
     result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    if SPLITS == 1:
+    if not PARTS:
         tl.store(
             out_ptr + token * stride_out + heads[:, None] * DIM + dims[None, :],
             result.to(out_ptr.dtype.element_ty), mask=mask,
         )  # fmt: skip
     else:
-        slot = (seq * HEADS + heads).to(tl.int64) * SPLITS + part
+        slot = (seq * HEADS + heads).to(tl.int64) * splits + part
         tl.store(part_ptr + slot[:, None] * DIM + dims[None, :], result, mask=mask)
         lse = tl.where(total == 0.0, float("-inf"), peak + tl.log(total))
         tl.store(lse_ptr + slot, lse, mask=rows < SHARED)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def merge(
-    part_ptr, lse_ptr, out_ptr, seq_len_ptr, stride_out,
-    HEADS: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
-    SPLITS: tl.constexpr, SPLITS_PAD: tl.constexpr,
+    part_ptr, lse_ptr, out_ptr, seq_len_ptr, q_start_ptr, splits, stride_out,
+    HEADS: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, SPLITS_PAD: tl.constexpr,
+    MIXED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """o = sum over parts of exp(lse - max) part / sum of exp(lse - max)"""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     seq, head = tl.program_id(0), tl.program_id(1)
     token = seq.to(tl.int64)
+    if MIXED:
+        token = tl.load(q_start_ptr + seq).to(tl.int64)
+        if tl.load(q_start_ptr + seq + 1) - token != 1:
+            return
     parts = tl.arange(0, SPLITS_PAD)
     dims = tl.arange(0, DIM_PAD)
-    slot = (seq * HEADS + head).to(tl.int64) * SPLITS + parts
-    lse = tl.load(lse_ptr + slot, mask=parts < SPLITS, other=float("-inf"))
+    slot = (seq * HEADS + head).to(tl.int64) * splits + parts
+    lse = tl.load(lse_ptr + slot, mask=parts < splits, other=float("-inf"))
     empty = tl.load(seq_len_ptr + seq) == 0
     weight = tl.where(empty, 0.0, tl.exp(lse - tl.max(lse, 0)))
-    mask = (parts < SPLITS)[:, None] & (dims < DIM)[None, :]
+    mask = (parts < splits)[:, None] & (dims < DIM)[None, :]
     value = tl.load(part_ptr + slot[:, None] * DIM + dims[None, :], mask=mask, other=0.0)
     result = tl.sum(value * weight[:, None], 0) / tl.where(empty, 1.0, tl.sum(weight, 0))
     tl.store(

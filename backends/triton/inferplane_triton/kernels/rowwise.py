@@ -8,6 +8,7 @@ RMS norm: Zhang and Sennrich, arXiv 1910.07467. Rotary embedding: Su et al., arX
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -25,8 +26,12 @@ def _normalize(x, weight, width, EPSILON, OFFSET, CAST_FIRST: tl.constexpr, TYPE
 def rms(
     x_ptr, weight_ptr, out_ptr, stride_x, stride_out, width,
     EPSILON: tl.constexpr, OFFSET: tl.constexpr, CAST_FIRST: tl.constexpr, BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """x [M, d] -> out [M, d]; one program a row"""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     mask = at < width
@@ -40,8 +45,12 @@ def rms(
 def add_rms(
     x_ptr, residual_ptr, weight_ptr, out_ptr, sum_ptr, width,
     EPSILON: tl.constexpr, OFFSET: tl.constexpr, CAST_FIRST: tl.constexpr, BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """x, residual [M, d] -> sum = x + residual rounded to its type, out = norm(sum)"""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64) * width
     at = tl.arange(0, BLOCK)
     mask = at < width
@@ -58,8 +67,11 @@ def add_rms(
 
 
 @triton.jit
-def glu(x_ptr, out_ptr, size, GELU: tl.constexpr, BLOCK: tl.constexpr):
+def glu(x_ptr, out_ptr, size, GELU: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """x [T, 2F] (gate, then up) -> act(gate) * up [T, F]"""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
@@ -123,9 +135,12 @@ def rope_write(
     stride_page, stride_token, stride_head,
     PAGE: tl.constexpr, Q_PAD: tl.constexpr, K_PAD: tl.constexpr, DIM: tl.constexpr,
     DIM_PAD: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr,
-    EPSILON: tl.constexpr, OFFSET: tl.constexpr, CAST_FIRST: tl.constexpr,
+    EPSILON: tl.constexpr, OFFSET: tl.constexpr, CAST_FIRST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Two programs a token: one turns the query heads, one turns the keys and stores k and v."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     position = tl.load(position_ptr + token).to(tl.int64)
     dim = tl.arange(0, DIM_PAD)

@@ -45,13 +45,11 @@ class AttentionSpec:
 def attention(spec: AttentionSpec, ctx: BuildContext) -> Bound:
     """run(q[T, Hq, D], batch, sinks f32[Hq] | None) -> o[T, Hq, D]; padding rows are zero"""
     handle = ctx.kv(spec.layer)
-    policy = ctx.device.info.shape_policy
 
     def run(q: "Tensor", batch: "ForwardBatch", sinks: "Tensor | None" = None) -> "Tensor":
         if batch.max_q == 1 and spec.determinism != "batch":
             return _decode(spec, handle, q, batch, sinks)
-        # what may be recorded uses no number of the host but the shapes
-        exact = policy == "dynamic" or (policy == "bucketed" and batch.max_q > 1)
+        exact = not batch.padded  # what may be recorded uses no number of the host but the shapes
         out = q.new_zeros(q.shape[0] + 1, *q.shape[1:])  # the last row takes what padding makes
         for index in range(batch.num_seqs if exact else batch.row.shape[0]):
             out = _sequence(spec, handle, q, batch, index, sinks, out, exact)
@@ -71,7 +69,7 @@ def _decode(
     import torch
 
     table = batch.page_table[spec.group]
-    keys, values = handle.layout.export_pages(handle.data, table.flatten())
+    keys, values = _pages(handle, table.flatten(), q)
     keys, values = (x.view(len(table), -1, *x.shape[-2:]) for x in (keys, values))  # [B, S, H, D]
     rows = batch.q_start[:-1].clamp(max=q.shape[0] - 1)
     query = q.index_select(0, rows).unsqueeze(1)  # [B, 1, Hq, D]
@@ -105,7 +103,7 @@ def _sequence(
         if not count or not need:
             return out
     offset = torch.arange(count, device=q.device, dtype=torch.int32)
-    keys, values = handle.layout.export_pages(handle.data, pages[:need]).flatten(1, 2)
+    keys, values = _pages(handle, pages[:need], q).flatten(1, 2)
     rows = (begin + offset).clamp(max=q.shape[0] - 1)
     position = batch.seq_len[index] - length + offset
     position = torch.where(offset < length, position, -1)
@@ -116,6 +114,12 @@ def _sequence(
         result = attend(spec, query[None], keys[None], values[None], position[None], sinks)[0]
     where = torch.where(offset < length, begin + offset, q.shape[0]).long()
     return out.index_put((where,), result)
+
+
+def _pages(handle: LayerKV, pages: "Tensor", q: "Tensor") -> "Tensor":
+    """Pages in canonical form; float8 in the type of the queries, which holds it exactly."""
+    found = handle.layout.export_pages(handle.data, pages)
+    return found.to(q.dtype) if found.element_size() == 1 else found
 
 
 def visible(spec: AttentionSpec, query: "Tensor", key: "Tensor") -> "Tensor":
@@ -249,7 +253,7 @@ OPS = (
     Op(
         name="attention.paged",
         spec=AttentionSpec,
-        reference=Reference(attention, _rejects),
+        reference=Reference(attention, _rejects, wasteful=True),
         tolerance=_tolerance,
         inputs=attention_inputs,
     ),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from inferplane.hw.kv import KVSpec
+from inferplane.hw.kv import KVSpec, as_integers, to_stored
 from inferplane.hw.op import (
     Bound,
     BuildContext,
@@ -54,7 +54,7 @@ def kv_write(spec: KVOpSpec, ctx: BuildContext) -> Bound:
             handle.data = handle.data.clone()
         where = (slot.div(size, rounding_mode="floor").long(), slot.remainder(size).long())
         for half, new in zip(handle.layout.split(handle.data), (k, v), strict=True):
-            half.index_put_(where, new.to(half.dtype))
+            as_integers(half).index_put_(where, as_integers(to_stored(new, half.dtype)))
 
     return Bound(run=run)
 
@@ -81,7 +81,7 @@ def kv_copy(spec: KVOpSpec, ctx: BuildContext) -> Bound:
             (s.div(size, rounding_mode="floor").long(), s.remainder(size).long())
             for s in (source, target)
         ]
-        for half in handle.layout.split(handle.data):
+        for half in map(as_integers, handle.layout.split(handle.data)):
             half.index_put_(at[1], half[at[0]])
 
     return Bound(run=run)
@@ -154,11 +154,12 @@ def _write_inputs(spec: KVOpSpec, seed: int) -> dict[str, Any]:
 
     generator = torch.Generator().manual_seed(seed)
     shape = (3 * spec.kv.page_size // 2, spec.kv.num_kv_heads, spec.kv.head_dim)
-    dtype = getattr(torch, spec.kv.dtype)
+    stored = getattr(torch, spec.kv.dtype)
+    dtype = torch.bfloat16 if stored == torch.float8_e4m3fn else stored  # and exactly so in pages
     slots = torch.randperm(8 * spec.kv.page_size, generator=generator)[: shape[0]]
     return {
-        "k": torch.randn(shape, generator=generator).to(dtype),
-        "v": torch.randn(shape, generator=generator).to(dtype),
+        "k": torch.randn(shape, generator=generator).to(stored).to(dtype),
+        "v": torch.randn(shape, generator=generator).to(stored).to(dtype),
         "slot": slots.to(torch.int32),
     }
 
@@ -168,7 +169,7 @@ def _rope_inputs(spec: RopeWriteSpec, seed: int) -> dict[str, Any]:
 
     generator = torch.Generator().manual_seed(seed)
     made = _write_inputs(KVOpSpec(layer=0, kv=spec.kv), seed)
-    tokens, dtype = made["k"].shape[0], made["k"].dtype
+    tokens, dtype = made["k"].shape[0], getattr(torch, spec.rope.dtype)
     q = torch.randn(tokens, spec.num_heads, spec.kv.head_dim, generator=generator).to(dtype)
     limit = spec.rope.max_position
     position = torch.randint(0, limit, (tokens,), generator=generator, dtype=torch.int32)
@@ -176,7 +177,8 @@ def _rope_inputs(spec: RopeWriteSpec, seed: int) -> dict[str, Any]:
     if spec.norm:
         for name in ("q_weight", "k_weight"):
             weights[name] = torch.randn(spec.kv.head_dim, generator=generator).to(dtype)
-    return {"q": q, "k": made["k"], "v": made["v"], "position": position} | {
+    k, v = made["k"].to(dtype), made["v"].to(dtype)
+    return {"q": q, "k": k, "v": v, "position": position} | {
         "slot": made["slot"],
         **weights,
     }
@@ -208,7 +210,7 @@ OPS = (
         name="qk_norm_rope_kvwrite",
         spec=RopeWriteSpec,
         reference=Reference(rope_write),
-        tolerance=lambda spec: rounding(spec.kv.dtype, spec.kv.head_dim),
+        tolerance=lambda spec: rounding(spec.rope.dtype, spec.kv.head_dim),
         inputs=_rope_inputs,
         parts=_parts,
         mutates=("q", "k"),

@@ -1,0 +1,110 @@
+"""Batch-invariant dense products by cuBLASLt.
+
+cuBLASLt chooses its kernel by the number of rows. Kernels that split K among programs need a
+workspace; without one, all that are left add the products of a row in the same order, whatever the
+number of rows (seen on H100 with cuBLAS 13.1 in bf16 for each weight of Llama-3-8B and Qwen3-0.6B).
+Nothing promises that, so each weight shape is tried when the first weight of it is loaded: the same
+rows in batches from 1 to 4,096 must have the same bits.
+"""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from inferplane.errors import DeviceError
+from inferplane.hw import Bound, BuildContext, Device, Reject, Support
+from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ENVIRONMENT = {"CUBLASLT_WORKSPACE_SIZE": "1", "CUBLAS_WORKSPACE_CONFIG": ":16:8"}
+"""read by torch when it first uses the library in a process"""
+TRIED = (1, 2, 3, 5, 8, 13, 16, 17, 31, 33, 64, 65, 100, 128, 200, 256, 300, 512, 1000, 1024, 2048)
+MOST_ROWS = 4096
+MOST_ELEMENTS = 2**28
+"""of a product that is tried: the head of a large vocabulary is tried with fewer rows"""
+
+_proven: set[tuple[int, int, str]] = set()
+
+
+def prepare() -> None:
+    """Before anything in this process multiplies on the device."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import torch
+
+    torch.backends.cuda.preferred_blas_library("cublaslt")
+
+
+def prove(weight: "Tensor") -> None:
+    """DeviceError if a row's bits depend on the batch for weights [N, K] of this shape and type."""
+    import torch
+    from torch.nn.functional import linear
+
+    key = (*weight.shape, str(weight.dtype))
+    if key in _proven:
+        return
+    columns, width = weight.shape
+    most = min(MOST_ROWS, MOST_ELEMENTS // columns)
+    generator = torch.Generator(weight.device).manual_seed(0)
+    x = torch.randn(most, width, generator=generator, device=weight.device).to(weight.dtype)
+    whole = linear(x, weight)
+    for rows in TRIED:
+        if rows < most and not torch.equal(linear(x[:rows], weight), whole[:rows]):
+            raise DeviceError(
+                f"cuBLASLt is not batch-invariant for weights {columns} x {width}: {rows} rows have"
+                f" other bits than {most}. Use --op linear=triton.linear_invariant, or start with"
+                f" {' '.join('='.join(item) for item in ENVIRONMENT.items())} in the environment"
+            )
+    _proven.add(key)
+
+
+def _supports(spec: LinearSpec | LogitsSpec, device: Device) -> Support | Reject:
+    if spec.determinism != "batch":
+        return Reject("determinism", "for deterministic mode alone: it may not split K")
+    if spec.dtype not in ("bfloat16", "float16"):
+        return Reject("dtype", f"{spec.dtype} is not bfloat16 or float16")
+    if spec.scheme is not None:
+        return Reject("feature", "quantized weights")
+    if device.info.arch != "sm_90":
+        return Reject("hardware", f"proven on sm_90 only, not on {device.info.arch or 'this GPU'}")
+    return Support(priority=70, invariance="batch", notes="without split-K; proven when loaded")
+
+
+class Linear:
+    name = "cuda.cublaslt"
+
+    def supports(self, spec: LinearSpec, device: Device) -> Support | Reject:
+        return _supports(spec, device)
+
+    def build(self, spec: LinearSpec, ctx: BuildContext) -> Bound:
+        from torch.nn.functional import linear
+
+        def prepack(weight: "Tensor", bias: "Tensor | None" = None) -> Any:
+            prove(weight)
+            return weight, bias
+
+        def run(x: "Tensor", packed: Any) -> "Tensor":
+            return linear(x, packed[0], packed[1])
+
+        return Bound(run=run, prepack=prepack)
+
+
+class Logits:
+    name = "cuda.cublaslt"
+
+    def supports(self, spec: LogitsSpec, device: Device) -> Support | Reject:
+        return _supports(spec, device)
+
+    def build(self, spec: LogitsSpec, ctx: BuildContext) -> Bound:
+        from torch.nn.functional import linear
+
+        def prepack(weight: "Tensor") -> "Tensor":
+            prove(weight)
+            return weight
+
+        def run(hidden: "Tensor", weight: "Tensor") -> "Tensor":
+            out = linear(hidden, weight).float()
+            return spec.softcap * (out / spec.softcap).tanh() if spec.softcap else out
+
+        return Bound(run=run, prepack=prepack)

@@ -1,0 +1,198 @@
+"""linear and logits over quantized weights: FP8 and INT8 (with or without quantized inputs) and
+INT4 weight-only.
+
+One row runs without matrix units and quantizes its input on the way; up to FUSED rows the tile
+kernel does the same; from there on one small kernel quantizes the input before. Many rows of FP8
+go to the library's product where it has one, many rows of INT4 are multiplied by a part of W at a
+time that was turned back to the op's type and still is in L2. As the kernel depends on the number
+of rows, so do the last bits.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from inferplane.hw import Bound, BuildContext, Device, Reject, Support
+from inferplane.hw.op import describe
+from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
+from inferplane.hw.quantization import QuantizedWeight
+from inferplane_triton import launch, tuning
+from inferplane_triton.linear import finished, scratch_for
+from inferplane_triton.packed import Bytes, Nibbles, pack_bytes, pack_nibbles, problem
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FUSED = 8
+"""rows of x whose largest values cost less to find in every program than in a launch"""
+NIBBLES_FEW = 64
+"""rows of x up to which INT4 weights are multiplied from the nibbles"""
+PART_BYTES = 32 << 20
+"""of dequantized weights at a time: less than the L2 of the GPUs that this is for (H100: 50 MB)"""
+KEY = "triton.dequantized"
+
+
+def has_fp8(arch: str) -> bool:
+    """NVIDIA from Ada on; AMD's e4m3fn (not its fnuz variant) from gfx950 on."""
+    if arch.startswith("sm_"):
+        return int(arch[3:]) >= 89
+    return arch in ("gfx950", "gfx1200", "gfx1201")
+
+
+def _supports(
+    spec: LinearSpec | LogitsSpec, device: Device, columns: int, width: int
+) -> Support | Reject:
+    if spec.scheme is None:
+        return Reject("feature", "dense weights are triton.linear's")
+    if spec.dtype not in ("bfloat16", "float16"):
+        return Reject("dtype", f"{spec.dtype} is not bfloat16 or float16")
+    wrong = problem(spec.scheme, width, columns)
+    if wrong:
+        return wrong
+    fp8 = spec.scheme.weight == "float8_e4m3fn"
+    if fp8 and not has_fp8(device.info.arch):
+        return Reject("hardware", f"{device.info.arch or device.info.name} has no float8_e4m3fn")
+    return Support(priority=60, invariance="run", notes=describe(spec.scheme))
+
+
+class BytesProduct:
+    """x @ W.T + bias with FP8 or INT8 weights"""
+
+    def __init__(self, spec: LinearSpec | LogitsSpec, columns: int, width: int, ctx: BuildContext):
+        import torch
+
+        assert spec.scheme is not None
+        self._group = spec.scheme.activation_group
+        self._static = spec.scheme.static
+        self._blocked = bool(spec.scheme.group)
+        self._input = getattr(torch, spec.scheme.activation) if spec.scheme.activation else None
+        self._row = tuning.bytes_row(columns, width)
+        self._few = tuning.bytes_few(columns, width, self._blocked)
+        self._many = tuning.bytes_many(columns)
+        self._scratch = scratch_for(self._few, columns, ctx)
+        # row-wise scales of the library's product come with bfloat16 results only
+        self._library = (
+            spec.scheme.activation == "float8_e4m3fn"
+            and not self._blocked
+            and spec.dtype == "bfloat16"
+            and ctx.device.info.arch.startswith("sm_")
+        )
+
+    def prepack(self, weight: QuantizedWeight) -> Bytes:
+        return pack_bytes(weight)
+
+    def __call__(self, x: "Tensor", w: Bytes, bias: "Tensor | None") -> "Tensor":
+        x = x.contiguous()
+        rows = x.shape[0]
+        y = x.new_empty((rows, w.values.shape[0]))
+        if rows == 0:
+            return y
+        if rows == 1:
+            launch.w8_row(x, w, bias, y, self._row)
+            return y
+        if self._input is None or rows <= FUSED:
+            cut = self._few if rows <= tuning.FEW else self._many
+            launch.w8_tiles(x, None, w, bias, y, cut, self._scratch())
+            return y
+        q, scale = self.quantize(x, w)
+        if rows > tuning.FEW and self._library:
+            return self._scaled_mm(q, scale, w, bias)
+        cut = self._few if rows <= tuning.FEW else self._many
+        launch.w8_tiles(q, scale, w, bias, y, cut, self._scratch())
+        return y
+
+    def quantize(self, x: "Tensor", w: Bytes) -> "tuple[Tensor, Tensor]":
+        import torch
+
+        rows, width = x.shape
+        q = torch.empty_like(x, dtype=self._input)
+        groups = width // self._group if self._group else 1
+        scale = x.new_empty((rows, groups), dtype=torch.float32)
+        launch.quantize_rows(x, q, scale, w.input_scale, self._group)
+        return q, scale
+
+    def _scaled_mm(self, q: "Tensor", scale: "Tensor", w: Bytes, bias: "Tensor | None") -> "Tensor":
+        import torch
+
+        return torch._scaled_mm(
+            q, w.values.T, scale_a=scale, scale_b=w.scale[None], bias=bias,
+            out_dtype=torch.bfloat16,
+        )  # fmt: skip
+
+
+class NibblesProduct:
+    """x @ W.T + bias with INT4 weights"""
+
+    def __init__(self, spec: LinearSpec | LogitsSpec, columns: int, width: int, ctx: BuildContext):
+        self._device = ctx.device
+        self._row = tuning.nibbles_row(columns, width)
+        self._few = tuning.nibbles_few(columns, width)
+        self._scratch = scratch_for(self._few, columns, ctx)
+        size = 4 if spec.dtype == "float32" else 2
+        self._part = max(64, min(columns, PART_BYTES // (size * width) // 64 * 64))
+        self._bytes = size * self._part * width
+        self._device.workspace(KEY, self._bytes)
+
+    def prepack(self, weight: QuantizedWeight) -> Nibbles:
+        return pack_nibbles(weight)
+
+    def __call__(self, x: "Tensor", w: Nibbles, bias: "Tensor | None") -> "Tensor":
+        import torch
+
+        x = x.contiguous()
+        rows, width = x.shape
+        columns = w.words.shape[0]
+        y = x.new_empty((rows, columns))
+        if rows == 0:
+            return y
+        if rows == 1:
+            launch.int4_row(x, w, bias, y, self._row)
+            return y
+        if rows <= NIBBLES_FEW:
+            launch.int4_tiles(x, w, bias, y, self._few, self._scratch())
+            return y
+        held = self._device.workspace(KEY, self._bytes)[: self._bytes].view(x.dtype)
+        for first in range(0, columns, self._part):
+            last = min(first + self._part, columns)
+            part = held[: (last - first) * width].view(last - first, width)
+            launch.dequantize_rows(w, first, part)
+            torch.mm(x, part.T, out=y[:, first:last])
+        return y if bias is None else y.add_(bias)
+
+
+def _product(spec: LinearSpec | LogitsSpec, columns: int, width: int, ctx: BuildContext) -> Any:
+    assert spec.scheme is not None
+    kind = NibblesProduct if spec.scheme.weight == "int4" else BytesProduct
+    return kind(spec, columns, width, ctx)
+
+
+class Linear:
+    name = "triton.quantized"
+
+    def supports(self, spec: LinearSpec, device: Device) -> Support | Reject:
+        return _supports(spec, device, spec.out_features, spec.in_features)
+
+    def build(self, spec: LinearSpec, ctx: BuildContext) -> Bound:
+        product = _product(spec, spec.out_features, spec.in_features, ctx)
+
+        def prepack(weight: QuantizedWeight, bias: "Tensor | None" = None) -> Any:
+            return product.prepack(weight), bias
+
+        def run(x: "Tensor", packed: Any) -> "Tensor":
+            out: Tensor = product(x, packed[0], packed[1])
+            return out
+
+        return Bound(run=run, prepack=prepack)
+
+
+class Logits:
+    name = "triton.quantized"
+
+    def supports(self, spec: LogitsSpec, device: Device) -> Support | Reject:
+        return _supports(spec, device, spec.vocab, spec.dim)
+
+    def build(self, spec: LogitsSpec, ctx: BuildContext) -> Bound:
+        product = _product(spec, spec.vocab, spec.dim, ctx)
+
+        def run(hidden: "Tensor", weight: Any) -> "Tensor":
+            return finished(product(hidden, weight, None), spec.softcap)
+
+        return Bound(run=run, prepack=product.prepack)

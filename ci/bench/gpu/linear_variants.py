@@ -1,0 +1,388 @@
+"""Problems and candidate kernels for linears.py: what is measured, without how."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from inferplane.hw.quantization import Scheme, dequantize, quantize, quantize_input, spread
+from inferplane_triton import launch, tuning
+from inferplane_triton.launch import Row, Scratch, Tile
+from inferplane_triton.packed import Bytes, Nibbles, pack_bytes, pack_nibbles
+
+FP8 = "float8_e4m3fn"
+SCHEMES: dict[str, Scheme | None] = {
+    "bf16": None,
+    "fp8": Scheme(weight=FP8, activation=FP8),
+    "fp8-block": Scheme(weight=FP8, rows=128, group=128, activation=FP8, activation_group=128),
+    "int4": Scheme(weight="int4", group=128),
+    "int4-g32": Scheme(weight="int4", group=32, asymmetric=True),
+    "int8": Scheme(weight="int8", activation="int8"),
+}
+SHAPES = {
+    "8b/qkv": (6144, 4096),
+    "8b/o": (4096, 4096),
+    "8b/gate_up": (28672, 4096),
+    "8b/down": (4096, 14336),
+    "8b/head": (128256, 4096),
+    "0.6b/qkv": (4096, 1024),
+    "0.6b/o": (1024, 2048),
+    "0.6b/gate_up": (6144, 1024),
+    "0.6b/down": (1024, 3072),
+}
+ROTATE = 160 << 20
+"""bytes of weights to walk through, so that the 50 MB of L2 hold none of the next ones"""
+LIMIT = {"bf16": 0.006, "fp8": 0.01, "fp8-block": 0.01, "int4": 0.008, "int8": 0.01}
+"""largest relative Frobenius error: results are bf16, and an input value that is nearly halfway
+may round to the other side"""
+
+Run = Callable[[int], Any]
+"""launches the product with one of the weight copies"""
+
+
+@dataclass(slots=True)
+class Problem:
+    kind: str
+    shape: str
+    rows: int
+    device: str
+    weights: list[Any] = field(default_factory=list)
+    dense: "torch.Tensor | None" = None
+    """f32 [N, K]: what the weights stand for"""
+    columns: int = 0
+    width: int = 0
+
+    def __post_init__(self) -> None:
+        self.columns, self.width = SHAPES[self.shape]
+        torch.manual_seed(hash((self.shape, self.kind)) % 2**31)
+        scheme = SCHEMES[self.kind]
+        made = torch.randn(self.columns, self.width, device=self.device) / self.width**0.5
+        if self.device == "meta":
+            self.weights = [_shape_of(self.kind, self.columns, self.width)]
+            return
+        if scheme is None:
+            first: Any = made.bfloat16()
+            self.dense = first.float()
+        else:
+            quantized = quantize(made, scheme)
+            if scheme.weight == "int4":  # checkpoints have fp16 scales
+                quantized.scale = quantized.scale.half().float()
+                if quantized.offset is not None:
+                    quantized.offset = quantized.offset.half().float()
+            self.dense = dequantize(quantized, "float32")
+            pack = pack_nibbles if scheme.weight == "int4" else pack_bytes
+            first = pack(quantized)
+        del made
+        copies = max(1, min(64, -(-ROTATE // self.weight_bytes)))
+        self.weights = [first, *(_clone(first) for _ in range(copies - 1))]
+
+    @property
+    def weight_bytes(self) -> int:
+        per = {"bf16": 16, "int4": 4, "int4-g32": 4}.get(self.kind, 8)
+        extra = {"int4": 2 / 128 * 8, "int4-g32": 4 / 32 * 8}.get(self.kind, 0.0)
+        return int(self.columns * self.width * (per + extra) / 8)
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight_bytes + 2 * self.rows * (self.columns + self.width)
+
+    def at(self, rows: int) -> "Inputs":
+        self.rows = rows
+        x = torch.randn(rows, self.width, device=self.device).bfloat16()
+        y = torch.empty(rows, self.columns, device=self.device, dtype=torch.bfloat16)
+        scheme = SCHEMES[self.kind]
+        if self.dense is None:
+            return Inputs(x, y, y)
+        wide = x.float()
+        if scheme and scheme.activation:
+            values, scale = quantize_input(x, scheme, None)
+            wide = values.float() * spread(scale, scheme.activation_group, values)
+        reference = wide @ self.dense.T
+        return Inputs(x, y, reference)
+
+
+@dataclass(slots=True)
+class Inputs:
+    x: torch.Tensor
+    y: torch.Tensor
+    reference: torch.Tensor
+
+    def error(self) -> float:
+        got, want = self.y.float(), self.reference
+        return float((got - want).norm() / want.norm())
+
+
+def _shape_of(kind: str, columns: int, width: int) -> Any:
+    """A weight without data: enough to compile its kernels."""
+
+    def empty(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    scheme = SCHEMES[kind]
+    if scheme is None:
+        return empty(torch.bfloat16, columns, width)
+    if scheme.weight == "int4":
+        scale = empty(torch.float16, width // scheme.group, columns)
+        offset = scale if scheme.asymmetric else None
+        return Nibbles(empty(torch.int32, columns, width // 8), scale, offset, scheme.group)
+    blocked = bool(scheme.group)
+    shape = (columns // 128, width // 128) if blocked else (columns,)
+    values = empty(getattr(torch, scheme.weight), columns, width)
+    return Bytes(values, empty(torch.float32, *shape), blocked, True, None)
+
+
+def _clone(weight: Any) -> Any:
+    if isinstance(weight, torch.Tensor):
+        return weight.clone()
+    if isinstance(weight, Bytes):
+        return Bytes(
+            weight.values.clone(), weight.scale.clone(), weight.blocked, weight.activation,
+            weight.input_scale,
+        )  # fmt: skip
+    offset = None if weight.offset is None else weight.offset.clone()
+    return Nibbles(weight.words.clone(), weight.scale.clone(), offset, weight.group)
+
+
+class Shared:
+    """Parts and counters, as the ops share them."""
+
+    def __init__(self, device: str) -> None:
+        self.part = torch.empty(0, device=device)
+        self.count = torch.zeros(1 << 14, dtype=torch.int32, device=device)
+
+    def scratch(self, cut: Tile, rows: int, columns: int) -> Scratch:
+        needed = cut.part_bytes(rows, columns) // 4
+        if self.part.numel() < needed:
+            self.part = torch.empty(needed, device=self.part.device)
+        return Scratch(self.part, self.count)
+
+
+def variants(p: Problem, i: Inputs, shared: Shared) -> Iterator[tuple[str, Run]]:
+    """(name, launch); the library's and the op's own choice among them"""
+    if p.kind == "bf16":
+        yield from _dense(p, i, shared)
+    elif p.kind.startswith("int4"):
+        yield from _nibbles(p, i, shared)
+    else:
+        yield from _bytes(p, i, shared)
+
+
+def _fits(p: Problem, cut: Tile) -> bool:
+    return p.columns % cut.rows == 0 and p.width % cut.block == 0 and (
+        cut.split == 1 or p.width >= 2 * cut.block * cut.split
+    )  # fmt: skip
+
+
+def _dense(p: Problem, i: Inputs, shared: Shared) -> Iterator[tuple[str, Run]]:
+    def library(c: int) -> None:
+        torch.mm(i.x, p.weights[c].T, out=i.y)
+
+    yield "cublas", library
+    if p.rows == 1:
+        cuts = [tuning.dense_row(p.columns, p.width)]
+        for rows, most, warps in (
+            (1, 1024, 4), (2, 1024, 4), (4, 1024, 4), (8, 1024, 4), (2, 2048, 4), (4, 2048, 8),
+            (1, 2048, 4), (4, 512, 2), (1, 512, 2), (2, 512, 2),
+        ):  # fmt: skip
+            cuts.append(Row(rows, tuning.divisor(p.width, most), warps))
+        cuts += [Row(c.rows, c.block, c.warps, pdl=True) for c in (cuts[0], cuts[1], cuts[3])]
+        for cut in dict.fromkeys(cuts):
+            yield _name("row", cut), _row(launch.dense_row, p, i, cut)
+    if p.rows <= 64:
+        cuts_t = [tuning.dense_few(p.columns, p.width)]
+        for rows, block, warps, stages in (
+            (64, 128, 4, 5), (64, 256, 4, 3), (64, 64, 4, 6), (16, 256, 4, 4), (32, 128, 4, 5),
+        ):  # fmt: skip
+            for split in (1, 2, 4, 8):
+                cuts_t.append(Tile(rows, block, split, warps, stages))
+        for tile in dict.fromkeys(cuts_t):
+            if _fits(p, tile) and _sensible(p, tile):
+                yield _name("tile", tile), _dense_tile(p, i, tile, shared)
+    invariant = [tuning.invariant(p.rows, p.columns, p.width)]
+    if p.rows > 64:
+        split = invariant[0].split
+        for rows, most, warps, stages in (
+            (128, 128, 8, 3), (128, 128, 8, 4), (128, 256, 8, 3), (64, 256, 4, 4), (128, 64, 4, 4),
+            (256, 128, 8, 3),
+        ):  # fmt: skip
+            tile = Tile(rows, 64, split, warps, stages, most, 8, True)
+            if p.columns % rows == 0:
+                invariant.append(tile)
+    for tile in dict.fromkeys(invariant):
+        yield _name("invariant", tile), _dense_tile(p, i, tile, shared)
+
+
+def _sensible(p: Problem, cut: Tile) -> bool:
+    programs = p.columns // cut.rows * cut.split
+    return programs >= 64 and (cut.split == 1 or programs <= 1100)
+
+
+def _bytes(p: Problem, i: Inputs, shared: Shared) -> Iterator[tuple[str, Run]]:
+    blocked = p.kind == "fp8-block"
+    q = torch.empty_like(i.x, dtype=p.weights[0].values.dtype)
+    groups = p.width // 128 if blocked else 1
+    scale = torch.empty(p.rows, groups, device=p.device)
+
+    def prepare() -> None:
+        launch.quantize_rows(i.x, q, scale, None, 128 if blocked else 0)
+
+    prepare()
+    yield from _bytes_library(p, i, q, scale, prepare)
+    if p.rows == 1:
+        cuts = [tuning.bytes_row(p.columns, p.width)]
+        for rows, most, warps in (
+            (4, 2048, 4), (8, 2048, 4), (2, 2048, 4), (4, 1024, 2), (8, 1024, 2), (4, 512, 1),
+            (2, 2048, 2), (16, 1024, 4), (4, 4096, 8), (1, 2048, 4),
+        ):  # fmt: skip
+            cuts.append(Row(rows, tuning.divisor(p.width, most), warps))
+        cuts += [Row(c.rows, c.block, c.warps, pdl=True) for c in cuts[1:4]]
+        for cut in dict.fromkeys(cuts):
+            yield _name("row", cut), _row(launch.w8_row, p, i, cut)
+    if p.rows <= 64:
+        cuts_t = [tuning.bytes_few(p.columns, p.width, blocked)]
+        for rows, block, warps, stages in (
+            (64, 128, 4, 6), (64, 256, 4, 4), (64, 512, 4, 3), (128, 128, 4, 4),
+        ):  # fmt: skip
+            for split in (1, 2, 4, 8):
+                cuts_t.append(Tile(rows, block, split, warps, stages))
+    else:
+        cuts_t = [tuning.bytes_many(p.columns)]
+        for rows, most, warps, stages in (
+            (128, 128, 8, 3), (128, 128, 8, 4), (128, 128, 4, 3), (64, 128, 4, 4), (128, 256, 8, 3),
+        ):  # fmt: skip
+            cuts_t.append(Tile(rows, 128, 1, warps, stages, most, 8))
+    for tile in dict.fromkeys(cuts_t):
+        if not _fits(p, tile) or (p.rows <= 64 and not _sensible(p, tile)):
+            continue
+        if blocked and tile.block != 128:
+            continue
+        if p.rows <= 64:
+            yield _name("fused", tile), _bytes_tile(p, i, tile, shared, None, None)
+        yield _name("quant+tile", tile), _bytes_tile(p, i, tile, shared, (q, scale), prepare)
+        if tile == cuts_t[0]:
+            yield _name("tile alone", tile), _bytes_tile(p, i, tile, shared, (q, scale), None)
+
+
+def _bytes_library(
+    p: Problem, i: Inputs, q: torch.Tensor, scale: torch.Tensor, prepare: Callable[[], None]
+) -> Iterator[tuple[str, Run]]:
+    if p.kind == "fp8":
+
+        def product(c: int, fast: bool) -> None:
+            w = p.weights[c]
+            i.y.copy_(
+                torch._scaled_mm(
+                    q, w.values.T, scale, w.scale[None], out_dtype=torch.bfloat16,
+                    use_fast_accum=fast,
+                )
+            )  # fmt: skip
+
+        def alone(c: int) -> None:
+            w = p.weights[c]
+            torch._scaled_mm(
+                q, w.values.T, scale, w.scale[None], out_dtype=torch.bfloat16, use_fast_accum=True
+            )
+
+        def both(c: int) -> None:
+            prepare()
+            product(c, False)
+
+        yield "scaled_mm alone, fast", lambda c: product(c, True)
+        yield "scaled_mm, no copy (unchecked)", alone
+        yield "quant+scaled_mm", both
+        yield "quant alone (unchecked)", lambda c: prepare()
+    elif p.kind == "fp8-block":
+        columns_first = scale.T.contiguous().T
+
+        def blockwise(c: int) -> None:
+            w = p.weights[c]
+            i.y.copy_(
+                torch._scaled_mm(q, w.values.T, columns_first, w.scale.T, out_dtype=torch.bfloat16)
+            )
+
+        yield "scaled_mm blockwise", blockwise
+    elif p.rows > 16:
+
+        def integer(c: int) -> None:
+            w = p.weights[c]
+            i.y.copy_(torch._int_mm(q, w.values.T).float() * scale * w.scale[None])
+
+        yield "int_mm", integer
+
+
+def _nibbles(p: Problem, i: Inputs, shared: Shared) -> Iterator[tuple[str, Run]]:
+    if p.rows == 1:
+        cuts = [tuning.nibbles_row(p.columns, p.width)]
+        for rows, most in (
+            (4, 512), (8, 512), (2, 512), (4, 256), (8, 256), (16, 256), (4, 128), (8, 128),
+            (16, 128), (1, 512), (4, 1024),
+        ):  # fmt: skip
+            block = tuning.divisor(p.width // 8, most)
+            cuts.append(Row(rows, block, max(1, block // 128)))
+        cuts += [Row(c.rows, c.block, c.warps, pdl=True) for c in cuts[1:5]]
+        for cut in dict.fromkeys(cuts):
+            yield _name("row", cut), _row(launch.int4_row, p, i, cut)
+    if p.rows <= 256:
+        cuts_t = [tuning.nibbles_few(p.columns, p.width)]
+        for rows, chunks, warps, stages, most in (
+            (32, 4, 4, 4, 32), (16, 8, 8, 3, 16), (32, 8, 8, 3, 16), (64, 4, 4, 3, 16),
+            (32, 4, 4, 3, 64), (16, 4, 4, 4, 64), (32, 2, 4, 4, 32), (64, 4, 8, 3, 32),
+        ):  # fmt: skip
+            for split in (1, 2, 4):
+                cuts_t.append(Tile(rows, 128 * chunks, split, warps, stages, most))
+        for tile in dict.fromkeys(cuts_t):
+            if _fits(p, tile) and _sensible(p, tile):
+                yield _name("tile", tile), _nibbles_tile(p, i, tile, shared)
+    if p.rows >= 16:
+        for megabytes in (32, 16, 1 << 10):
+            yield f"dequantize {megabytes} MiB+mm", _dequantized(p, i, megabytes << 20)
+
+
+def _name(kind: str, cut: Row | Tile) -> str:
+    if isinstance(cut, Row):
+        return f"{kind} {cut.rows}x{cut.block} w{cut.warps}{' pdl' if cut.pdl else ''}"
+    split = f" /{cut.split}" if cut.split > 1 else ""
+    return f"{kind} {cut.rows}x{cut.most}x{cut.block}{split} w{cut.warps} s{cut.stages}"
+
+
+def _row(call: Callable[..., None], p: Problem, i: Inputs, cut: Row) -> Run:
+    return lambda c: call(i.x, p.weights[c], None, i.y, cut)
+
+
+def _dense_tile(p: Problem, i: Inputs, cut: Tile, shared: Shared) -> Run:
+    scratch = shared.scratch(cut, p.rows, p.columns)
+    return lambda c: launch.dense_tiles(i.x, p.weights[c], None, i.y, cut, scratch)
+
+
+def _bytes_tile(
+    p: Problem, i: Inputs, cut: Tile, shared: Shared,
+    given: tuple[torch.Tensor, torch.Tensor] | None, prepare: Callable[[], None] | None,
+) -> Run:  # fmt: skip
+    scratch = shared.scratch(cut, p.rows, p.columns)
+
+    def run(c: int) -> None:
+        if prepare:
+            prepare()
+        x, scale = given or (i.x, None)
+        launch.w8_tiles(x, scale, p.weights[c], None, i.y, cut, scratch)
+
+    return run
+
+
+def _nibbles_tile(p: Problem, i: Inputs, cut: Tile, shared: Shared) -> Run:
+    scratch = shared.scratch(cut, p.rows, p.columns)
+    return lambda c: launch.int4_tiles(i.x, p.weights[c], None, i.y, cut, scratch)
+
+
+def _dequantized(p: Problem, i: Inputs, nbytes: int) -> Run:
+    part = min(p.columns, nbytes // (2 * p.width) // 64 * 64)
+    held = torch.empty(part, p.width, device=p.device, dtype=torch.bfloat16)
+
+    def run(c: int) -> None:
+        for first in range(0, p.columns, part):
+            last = min(first + part, p.columns)
+            launch.dequantize_rows(p.weights[c], first, held[: last - first])
+            torch.mm(i.x, held[: last - first].T, out=i.y[:, first:last])
+
+    return run

@@ -1,0 +1,109 @@
+"""Which scheme the weights of each product get, from what is stored, what the user asks for and
+what the device has kernels for. Decided when the model is built and shown by `explain`."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from inferplane.config import Config
+from inferplane.hw.op import Reject, describe
+from inferplane.hw.quantization import Scheme, common, weight_only
+from inferplane.resolver import Resolver
+
+log = logging.getLogger(__name__)
+
+INT4_GROUPS = (128, 64, 32)
+
+
+def scheme_named(quantization: str, in_features: int) -> Scheme:
+    """What a value of --quantization makes of dense weights."""
+    if quantization == "fp8":
+        return Scheme(weight="float8_e4m3fn", activation="float8_e4m3fn")
+    if quantization == "fp8-block":
+        blocks = Scheme(weight="float8_e4m3fn", rows=128, group=128)
+        return replace(blocks, activation="float8_e4m3fn", activation_group=128)
+    if quantization == "int8":
+        return Scheme(weight="int8", activation="int8")
+    group = next((g for g in INT4_GROUPS if in_features % g == 0), 0)
+    return Scheme(weight="int4", group=group, asymmetric=True)
+
+
+@dataclass(slots=True)
+class SchemeChooser:
+    """Stored schemes stay where the device has a kernel for them; elsewhere the weights become
+    dense when they are loaded, because a dense kernel is faster than the reference of a scheme. A
+    scheme that the user asks for stays in any case."""
+
+    config: Config
+    resolver: Resolver
+    kept: dict[str, int] = field(default_factory=dict)
+    """scheme -> products that are stored so and have it"""
+    given_up: dict[str, int] = field(default_factory=dict)
+    """reason -> products that were stored quantized and become dense"""
+    known: dict[tuple[str, Any], str | None] = field(default_factory=dict)
+
+    def choose(
+        self, op: str, spec: Any, stored: Sequence[Scheme | None], sizes: Sequence[int], width: int
+    ) -> Scheme | None:
+        """The scheme of each part of a product: `stored` has what the checkpoint says of each,
+        `sizes` their out_features, `width` is in_features."""
+        asked = self.config.quantization
+        if asked == "none":
+            return None
+        if asked != "auto" and op != "logits":
+            named = self._with_inputs(scheme_named(asked, width))
+            return next((s for s in named if self._lack(op, spec, s, sizes) is None), named[0])
+        present = [scheme for scheme in stored if scheme is not None]
+        if not present:
+            return None
+        shared = common(present, width) if len(present) == len(stored) else None
+        if shared is None:
+            self._give_up("weights of one product are stored in different ways")
+            return None
+        named = self._with_inputs(shared)
+        for scheme in named:
+            if self._lack(op, spec, scheme, sizes) is None:
+                shown = describe(scheme)
+                self.kept[shown] = self.kept.get(shown, 0) + 1
+                return scheme
+        lacking = self._lack(op, spec, named[0], sizes)
+        self._give_up(f"no kernel for {describe(named[0])}" + (f" ({lacking})" if lacking else ""))
+        return None
+
+    def record(self, config: Config) -> Config:
+        """The configuration with what became of a quantized checkpoint; called once all is
+        built. Nothing to record for a dense one."""
+        words = [f"{count} products stay {shown}" for shown, count in self.kept.items()]
+        words += [f"{count} become dense: {reason}" for reason, count in self.given_up.items()]
+        if not words:
+            return config
+        log.info("quantized weights: %s", "; ".join(words))
+        if config.quantization != "auto":
+            return config
+        return config.decide("; ".join(words), quantization="auto" if self.kept else "none")
+
+    def _with_inputs(self, scheme: Scheme) -> list[Scheme]:
+        """The scheme with the inputs that are wanted, best first."""
+        inputs = self.config.input_quantization
+        if inputs == "none":
+            return [weight_only(scheme)]
+        if inputs == "int8" and scheme.weight != "float8_e4m3fn" and not scheme.activation:
+            scheme = replace(scheme, activation="int8")
+        by_user = inputs == "int8" and "input_quantization" not in self.config.chosen_by
+        return [scheme] if by_user else list(dict.fromkeys([scheme, weight_only(scheme)]))
+
+    def _give_up(self, reason: str) -> None:
+        self.given_up[reason] = self.given_up.get(reason, 0) + 1
+
+    def _lack(self, op: str, spec: Any, scheme: Scheme, sizes: Sequence[int]) -> str | None:
+        """What keeps the device's kernels from a scheme besides that they lack it; None if one
+        has it."""
+        spec = replace(spec, scheme=scheme.merged(sizes))
+        if (op, spec) not in self.known:
+            verdicts = self.resolver.kernels(op, spec)
+            rejects = [(name, v) for name, v in verdicts if isinstance(v, Reject)]
+            reasons = [f"{name}: {v.reason}" for name, v in rejects if v.code != "feature"]
+            native = len(rejects) < len(verdicts)
+            self.known[op, spec] = None if native else "; ".join(reasons)
+        return self.known[op, spec]

@@ -1,0 +1,187 @@
+"""The product kernels by Triton's interpreter, in float32: it has no matrix units and no bf16."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.backends.triton.interpreter import ON_GPU  # isort: skip
+
+from inferplane.hw import DeviceInfo, Reject, TorchDevice
+from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
+from inferplane.hw.quantization import (
+    Scheme,
+    dequantize,
+    quantize,
+    quantize_input,
+    spread,
+)
+from inferplane.testing.op_run import OneOp
+from inferplane_triton import launch, linear, quantized, tuning
+from inferplane_triton.launch import Scratch, Tile
+from inferplane_triton.packed import pack_nibbles, problem
+
+if ON_GPU:
+    pytest.skip("tests/gpu has the conformance kit on the GPU", allow_module_level=True)
+
+FP8 = "float8_e4m3fn"
+INFO = DeviceInfo(backend="test", torch_device="cpu", name="test", arch="sm_90")
+N, K = 192, 1024
+
+
+def context() -> Any:
+    return OneOp(TorchDevice(INFO))
+
+
+def drawn(rows: int, seed: int) -> Tensor:
+    """Inputs that FP8 holds exactly, with the largest magnitude in each group of 128 the same:
+    the interpreter rounds FP8 wrongly where a value moves to the next power of two."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, K, generator=generator).mul(30).to(torch.float8_e4m3fn).float()
+    x[:, ::128] = 448.0
+    return x / 256
+
+
+def close(got: Tensor, want: Tensor, bound: float = 1e-5) -> None:
+    assert not got.isnan().any()
+    assert float((got - want).norm() / want.norm()) < bound
+
+
+def wanted(x: Tensor, weight: Any, bias: Tensor | None, scheme: Scheme) -> Tensor:
+    wide = x.double()
+    if scheme.activation:
+        values, scale = quantize_input(x, scheme, weight.input_scale)
+        wide = values.double() * spread(scale.double(), scheme.activation_group, values)
+    y = wide @ dequantize(weight, "float64").T
+    return (y if bias is None else y + bias.double()).float()
+
+
+SCHEMES = [
+    Scheme(weight=FP8),
+    Scheme(weight=FP8, rows=0, activation=FP8),
+    Scheme(weight=FP8, activation=FP8, static=True),
+    Scheme(weight=FP8, rows=128, group=128, activation=FP8, activation_group=128),
+    Scheme(weight="int8"),
+    Scheme(weight="int8", activation="int8"),
+    Scheme(weight="int4", group=128),
+    Scheme(weight="int4", group=128, asymmetric=True),
+    Scheme(weight="int4", group=64, asymmetric=True),
+    Scheme(weight="int4", group=32),
+    Scheme(weight="int4"),
+]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_quantized_products_for_any_number_of_rows(scheme: Scheme) -> None:
+    spec = LinearSpec(in_features=K, out_features=N, dtype="float32", bias=True, scheme=scheme)
+    generator = torch.Generator().manual_seed(3)
+    weight = quantize(
+        torch.randn(N, K, generator=generator) / K**0.5, replace(scheme, static=False)
+    )
+    weight.scheme = scheme
+    if scheme.static:
+        weight.input_scale = torch.tensor([0.5 / 256])
+    bias = torch.randn(N, generator=generator)
+    bound = quantized.Linear().build(spec, context())
+    assert bound.prepack is not None
+    packed = bound.prepack(weight, bias)
+    for rows in (1, 3, 20, 70):
+        x = drawn(rows, rows)
+        close(bound.run(x, packed), wanted(x, weight, bias, scheme))
+    assert bound.run(drawn(0, 0), packed).shape == (0, N)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 40, 130])
+def test_dense_products_by_tiles(rows: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    x, w = torch.randn(rows, K, generator=generator), torch.randn(N, K, generator=generator)
+    bias = torch.randn(N, generator=generator)
+    want = (x.double() @ w.double().T + bias.double()).float()
+    for product in (
+        linear.own_or_library(N, K, context()),
+        linear.invariant(N, K, context()),
+    ):
+        close(product(x, w, bias), want)
+        close(product(x, w, bias), want)  # counters are as they were
+
+
+def test_parts_are_added_in_the_order_of_k() -> None:
+    """By programs of their own or one after the other: the same bits."""
+    generator = torch.Generator().manual_seed(1)
+    x, w = torch.randn(16, K, generator=generator), torch.randn(N, K, generator=generator)
+    count = torch.zeros(16, dtype=torch.int32)
+    results = []
+    for cut in (Tile(64, 128, 4), Tile(64, 128, 4, serial=True), Tile(64, 128, 1)):
+        y = torch.full((16, N), float("nan"))
+        part = torch.full((4 * 16 * N,), float("nan"))
+        launch.dense_tiles(x, w, None, y, cut, Scratch(part, count))
+        results.append(y)
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+    assert not count.any()
+
+
+def test_invariant_tiles_keep_what_fixes_the_bits() -> None:
+    for columns, width in ((4096, 4096), (6144, 4096), (28672, 4096), (1024, 2048), (192, 128)):
+        tiles = [tuning.invariant(rows, columns, width) for rows in range(1, 300)]
+        assert len({tile.split for tile in tiles}) == 1
+        for tile in tiles:
+            assert tile.rows >= 64  # wgmma
+            assert columns % tile.rows == 0
+            assert width % tile.block == 0
+            # parts begin at the same k whatever the block
+            assert tile.chunk(width) == tiles[0].chunk(width)
+
+
+def test_nibbles_are_where_the_kernels_read_them() -> None:
+    weight = quantize(torch.randn(64, 256), Scheme(weight="int4", group=64))
+    packed = pack_nibbles(weight)
+    values = torch.stack([weight.values & 15, weight.values >> 4], 2).flatten(1)
+    for k in (0, 1, 5, 31, 32, 77, 255):
+        word, nibble = k // 32 * 4 + k % 4, k % 32 // 4
+        found = (packed.words[:, word] >> (4 * nibble)) & 15
+        assert torch.equal(found.to(torch.uint8), values[:, k])
+
+
+@pytest.mark.parametrize(
+    ("scheme", "code"),
+    [
+        (Scheme(weight="int4", group=32, activation="int8"), "feature"),
+        (Scheme(weight="int4", group=16), "shape"),
+        (Scheme(weight="int8", asymmetric=True), "feature"),
+        (Scheme(weight="int8", group=32), "feature"),
+        (Scheme(weight=FP8, activation="int8"), "feature"),
+        (Scheme(weight=FP8, group=128), "feature"),
+        (Scheme(weight=FP8, rows=128, group=128, activation=FP8), "feature"),
+    ],
+)
+def test_rejected_schemes(scheme: Scheme, code: str) -> None:
+    found = problem(scheme, K, N)
+    assert found is not None
+    assert found.code == code
+
+
+def test_supports_names_the_reason() -> None:
+    device = TorchDevice(INFO)
+    dense = LinearSpec(in_features=K, out_features=N, dtype="bfloat16")
+    fp8 = replace(dense, scheme=Scheme(weight=FP8, activation=FP8))
+    logits = LogitsSpec(dim=K, vocab=N, dtype="bfloat16")
+    ampere = TorchDevice(replace(INFO, arch="sm_80"))
+
+    def code(impl: Any, spec: Any, where: Any = device) -> str:
+        verdict = impl.supports(spec, where)
+        return verdict.code if isinstance(verdict, Reject) else ""
+
+    assert code(linear.Linear(), dense) == ""
+    assert code(linear.Linear(), fp8) == "feature"
+    assert code(linear.Linear(), replace(dense, dtype="float32")) == "dtype"
+    assert code(linear.Linear(), replace(dense, in_features=100)) == "shape"
+    assert code(linear.Logits(), replace(logits, vocab=1003)) == "shape"
+    assert code(linear.InvariantLinear(), dense) == ""
+    assert code(linear.InvariantLogits(), logits, ampere) == "hardware"
+    assert code(quantized.Linear(), fp8) == ""
+    assert code(quantized.Linear(), dense) == "feature"
+    assert code(quantized.Linear(), fp8, ampere) == "hardware"
+    assert code(quantized.Logits(), replace(logits, scheme=Scheme(weight="int4"))) == ""
