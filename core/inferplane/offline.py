@@ -306,7 +306,8 @@ def list_of(prompts: Prompts) -> list[str | Sequence[int]]:
 
 
 async def _open(config: Config, source: Any, plugins: Plugins | None, progress: Any) -> LocalClient:
-    return LocalClient(open_engine(config, source, plugins, progress, source.tokenizer))
+    core = open_engine(config, source, plugins, progress, tokenizer=source.tokenizer)
+    return LocalClient(core)
 
 
 def _close(background: Background, client: LocalClient, generator: Generator) -> None:
