@@ -30,7 +30,9 @@ class Wanted:
         """The sampling parameters that this takes."""
         if not self.logprobs:
             return {}
-        scored = {"prompt_logprobs": self.top} if self.start >= 0 else {}
+        scored = {}
+        if self.start >= 0:
+            scored = {"prompt_logprobs": self.top, "prompt_logprobs_start": self.start + 1}
         return {"logprobs": self.top, **scored}
 
 

@@ -180,7 +180,8 @@ class FakeEngineCore:
             output.logprobs = [logprobs(t, submit.params.logprobs) for t in output.tokens]
         if first and submit.params.prompt_logprobs is not None:
             rest = [logprobs(t, submit.params.prompt_logprobs) for t in submit.prompt[1:]]
-            output.prompt_logprobs = [None, *rest]
+            skipped = min(submit.params.prompt_logprobs_start, len(submit.prompt))
+            output.prompt_logprobs = [*[None] * skipped, *[None, *rest][skipped:]]
         self.stats.output_tokens += len(output.tokens)
         return output
 
