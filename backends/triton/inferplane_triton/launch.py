@@ -137,7 +137,7 @@ def _ptx(x: "Tensor") -> bool:
     """Whether the kernels may contain instructions of NVIDIA's GPUs"""
     import torch
 
-    return x.device.type != "cpu" and torch.version.hip is None
+    return x.device.type != "cpu" and torch.version.cuda is not None
 
 
 def int4_tiles(

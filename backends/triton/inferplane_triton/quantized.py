@@ -128,7 +128,7 @@ class NibblesProduct:
         plane = min(spec.scheme.group or width, 128)
         pdl = bool(overlapped(ctx.device)["PDL"])
         self._few = [
-            (rows, tuning.nibbles_few(rows, columns, -(-width // (4 * plane)), pdl))
+            (rows, tuning.nibbles_few(rows, columns, width, plane, pdl))
             for rows in (16, tuning.FEW, NIBBLES_FEW)
         ]
         self._scratch = scratch_for(self._few, columns, ctx)

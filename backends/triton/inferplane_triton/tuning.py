@@ -60,17 +60,17 @@ def bytes_many(columns: int, pdl: bool) -> Tile:
     return Tile(rows, 128, warps=8, stages=3, most=128, wide=8, pdl=pdl)
 
 
-def nibbles_few(rows: int, columns: int, chunks: int, pdl: bool) -> Tile:
+def nibbles_few(rows: int, columns: int, width: int, plane: int, pdl: bool) -> Tile:
     """(estimated) Many rows of x: tall tiles, because x is read for each tile of W again."""
     tall = columns % 128 == 0 and (rows > 16 or columns >= 128 * PROCESSORS)
     height, warps = (128, 8) if tall else (64, 4)
     programs = 2 * PROCESSORS if rows <= 16 else PROCESSORS
-    split = 1
+    split, chunks = 1, width // (4 * plane)
     while split < 4 and columns // height * split * 2 <= programs and chunks >= 4 * split:
         split *= 2
-    stages = 2 if rows > 16 else 3 if tall else 4
+    stages = (2 if rows > 16 else 3 if tall else 4) + (4 if plane < 128 else 0)
     wide = 8 if rows > FEW else 1
-    return Tile(height, 512, split, warps, stages, wide=wide, ahead=4, pdl=pdl)
+    return Tile(height, 4 * plane, split, warps, stages, wide=wide, ahead=4, pdl=pdl)
 
 
 def invariant(rows: int, columns: int, width: int, pdl: bool) -> Tile:

@@ -1,11 +1,10 @@
 """y = x @ W.T for one row: no matrix unit, bound by reading W [N, K] once.
 
-bytes: N K (2 dense, 1 FP8 and INT8); operations: 2 N K, on H100 a tenth of
-what the plain units do in the time of the bytes in bf16, a third in FP8 (INT4 needs the matrix
-units: kernels/nibbles.py). So loads
-are 16 bytes a thread, ROWS of them are in flight while the tile before is summed (a register
-double buffer), each thread first sums the 8 to 32 neighbours that its load brought, and lanes
-meet once at the end.
+bytes: N K (2 dense, 1 FP8 and INT8); operations: 2 N K, on H100 a tenth of what the plain units
+do in the time of the bytes in bf16, a third in FP8 (INT4 needs the matrix units: nibbles.py). So
+loads are 16 bytes a thread, ROWS of them are in flight while the tile before is summed (a
+register double buffer), each thread first sums the 8 or 16 neighbours that its load brought, and
+lanes meet once at the end.
 
 Quantized inputs: the row is quantized by every program as it reads it. That costs a pass over K
 values in L2 for the largest one (none with a static scale or with groups), and saves a launch of

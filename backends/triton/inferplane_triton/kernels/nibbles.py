@@ -51,20 +51,21 @@ def _plane(h, nibble: tl.constexpr, Number: tl.constexpr, ZERO: tl.constexpr, PT
 
 @triton.jit
 def _scales(at, chunk, rows, N):
-    """Those of a chunk's planes: i64 [rows], four of fp16; or where f32 ones are"""
+    """Those of a chunk's planes as they are stored: i64 [rows], four of fp16; or four f32 [rows]"""
     if at.dtype.element_ty == tl.int64:
-        return tl.load(at + chunk * N + rows)
+        return (tl.load(at + chunk * N + rows),)
     else:
-        return at + chunk * 4 * N + rows
+        at += chunk * 4 * N + rows
+        return tl.load(at), tl.load(at + N), tl.load(at + 2 * N), tl.load(at + 3 * N)
 
 
 @triton.jit
-def _scale(found, plane: tl.constexpr, N):
+def _scale(stored, plane: tl.constexpr):
     """f32 [rows] of one plane"""
-    if found.dtype.scalar == tl.int64:
-        return (found >> (16 * plane)).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    if stored[0].dtype.scalar == tl.int64:
+        return (stored[0] >> (16 * plane)).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
     else:
-        return tl.load(found + plane * N)
+        return stored[plane]
 
 
 @triton.jit(do_not_specialize=["M", "chunks", "chunk"])
@@ -91,21 +92,26 @@ def int4(
     ZERO: tl.constexpr = 0 if ASYMMETRIC else 8
     acc = tl.zeros([ROWS, M_PAD], tl.float32)
     first = tl.program_id(2) * chunk
+    # scales are not what dots read, so the compiler does not bring them early: a chunk ahead
+    scales = _scales(scale_ptr, first, rows, N)
+    offsets = _scales(offset_ptr, first, rows, N) if ASYMMETRIC else scales
     begin(w_ptr, rows, chunks * (2 * PLANE), first * (2 * PLANE), AHEAD, PDL)
     for c in range(first, tl.minimum(first + chunk, chunks)):
         h = tl.load(w_at + c * PLANE)
-        scales = _scales(scale_ptr, c, rows, N)
-        offsets = _scales(offset_ptr, c, rows, N) if ASYMMETRIC else scales
+        ahead = tl.minimum(c + 1, chunks - 1)
+        scales_ahead = _scales(scale_ptr, ahead, rows, N)
+        offsets_ahead = _scales(offset_ptr, ahead, rows, N) if ASYMMETRIC else scales_ahead
         for plane in tl.static_range(4):
             k = (4 * c + plane) * PLANE
             x = tl.load(x_at + k, mask=valid & (k < K), other=0.0)
             w = _plane(h, plane, Number, ZERO, PTX)
             sums = tl.dot(w, x, input_precision="ieee")
-            acc += sums * _scale(scales, plane, N)[:, None]
+            acc += sums * _scale(scales, plane)[:, None]
             if ASYMMETRIC:
                 ones = tl.full([ROWS, PLANE], 1.0, Number)
                 total = tl.dot(ones, x, input_precision="ieee")
-                acc += total * _scale(offsets, plane, N)[:, None]
+                acc += total * _scale(offsets, plane)[:, None]
+        scales, offsets = scales_ahead, offsets_ahead
     tile = line * tl.cdiv(N, ROWS) + column
     finish(acc, y_ptr, bias_ptr, part_ptr, count_ptr, rows, m, tile, M, N, SPLIT, BIAS)
 
@@ -127,9 +133,9 @@ def dequantize(
     for plane in tl.static_range(4):
         k = (4 * chunk + plane) * PLANE
         q = _plane(h, plane, Number, 0 if ASYMMETRIC else 8, PTX).to(tl.float32)
-        value = q * _scale(scales, plane, N)[:, None]
+        value = q * _scale(scales, plane)[:, None]
         if ASYMMETRIC:
-            value += _scale(offsets, plane, N)[:, None]
+            value += _scale(offsets, plane)[:, None]
         if k < K:
             to = out_ptr + row.to(tl.int64)[:, None] * K + k + at[None, :]
             tl.store(to, value.to(Number))
