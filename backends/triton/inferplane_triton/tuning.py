@@ -61,15 +61,17 @@ def bytes_many(columns: int, pdl: bool) -> Tile:
 
 
 def nibbles_few(rows: int, columns: int, width: int, plane: int, pdl: bool) -> Tile:
-    """(estimated) Many rows of x: tall tiles, because x is read for each tile of W again."""
-    tall = columns % 128 == 0 and (rows > 16 or columns >= 128 * PROCESSORS)
-    height, warps = (128, 8) if tall else (64, 4)
-    programs = 2 * PROCESSORS if rows <= 16 else PROCESSORS
+    """(estimated) Registers and shared memory leave room for two programs of up to 16 rows of x
+    on a multiprocessor and for one of more; those are tall, because each tile of W reads x."""
+    tall = rows > 16 and columns % 128 == 0
+    height, warps, stages = (128, 8, 2) if tall else (64, 4, 4 if rows <= 16 else 2)
+    programs = PROCESSORS if rows > 16 else 2 * PROCESSORS
     split, chunks = 1, width // (4 * plane)
     while split < 4 and columns // height * split * 2 <= programs and chunks >= 4 * split:
         split *= 2
-    stages = (2 if rows > 16 else 3 if tall else 4) + (4 if plane < 128 else 0)
-    wide = 8 if rows > FEW else 1
+    if plane < 128:
+        stages += 4
+    wide = 8 if rows > 16 else 1
     return Tile(height, 4 * plane, split, warps, stages, wide=wide, ahead=4, pdl=pdl)
 
 

@@ -1,6 +1,10 @@
 """The product kernels by Triton's interpreter, in float32: it has no matrix units and no bf16."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -218,3 +222,27 @@ def test_supports_names_the_reason() -> None:
     assert code(quantized.Linear(), dense) == "feature"
     assert code(quantized.Linear(), fp8, ampere) == "hardware"
     assert code(quantized.Logits(), replace(logits, scheme=Scheme(weight="int4"))) == ""
+
+
+@pytest.mark.parametrize(
+    "target", ["cuda 90 32", pytest.param("hip gfx942 64", marks=pytest.mark.slow)]
+)
+def test_kernels_compile(target: str, tmp_path: Path) -> None:
+    program = Path(__file__).with_name("compile_products.py")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(
+        [sys.executable, str(program), *target.split()],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr[-2000:]
+    found = [line.split() for line in run.stdout.splitlines()]
+    assert len(found) == 10
+    if target.startswith("cuda"):
+        for name, *parts in found:
+            assert ("griddepcontrol.wait" in parts) == (name != "dequantize")
+            assert ("wgmma" in parts) == (name in ("dense", "w8", "int4"))
+            assert name != "dequantize" or "fma.rn.bf16x2" in parts
+            assert ("prefetch.global.L2" in parts) == (name in ("dense", "w8", "int4"))
