@@ -23,6 +23,14 @@ class Config:
     revision: str | None = setting("revision of a hub model", None)
     served_model_name: str | None = setting("name that clients use; default: MODEL", None)
     chat_template: str | None = setting("file with a Jinja chat template to use instead", None)
+    tool_call_parser: str = setting(
+        "how the model writes tool calls: auto asks its chat template; none; or a name (tools.md)",
+        "auto",
+    )
+    reasoning_parser: str = setting(
+        "how it marks its reasoning: auto; none; a name (tools.md); or its tags as OPEN...CLOSE",
+        "auto",
+    )
     device: str = setting("auto, or a backend's device: NAME or NAME:1", "auto")
     dtype: str = setting(
         "type of weights and activations",
@@ -62,6 +70,17 @@ class Config:
     memory_fraction: float = setting("part of the free device memory for weights and KV cache", 0.9)
     disable_prefix_cache: bool = setting("compute every prompt from its first token", False)
     disable_overlap: bool = setting("wait for each step before planning the next", False)
+    grammar_backend: str = setting(
+        "library for structured output; auto takes one that supports the constraint exactly",
+        "auto",
+        choices=("auto", "llguidance", "xgrammar"),
+    )
+    json_whitespace: str = setting(
+        "white space in JSON that a schema constrains: none, or up to 16 characters at a place",
+        "compact",
+        choices=("compact", "flexible"),
+    )
+    disable_jump_forward: bool = setting("sample also the text that a grammar forces", False)
     disable_graphs: bool = setting("run every step eagerly", False)
     enable_deterministic_inference: bool = setting(
         "batch-invariant ops: the same bits whatever else is in the batch", False

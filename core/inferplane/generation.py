@@ -16,8 +16,11 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from inferplane.errors import RequestError
-from inferplane.messages import ModelInfo, Output, Submit, TokenLogprobs
-from inferplane.sampling_params import SamplingParams
+from inferplane.grammar.compile import Choices
+from inferplane.grammar.trial import Trials
+from inferplane.grammar.vocabulary import vocabulary_of
+from inferplane.messages import GRAMMAR_ERROR, ModelInfo, Output, Submit, TokenLogprobs
+from inferplane.sampling_params import KINDS, SamplingParams
 from inferplane.text.detokenizer import Detokenizer
 from inferplane.text.tokenizer import Tokenizer
 
@@ -54,7 +57,8 @@ class Delta:
     """What one sequence has newly produced. `index` is its place in the list that `prepare` gave.
 
     `finish_reason` and `matched` (the stop id or stop string) are set on its last Delta; the
-    logprobs of the prompt come with its first.
+    logprobs of the prompt come with its first. `ends` is how much of `text` was there after each
+    token, if `prepare` was asked to trace.
     """
 
     index: int
@@ -65,6 +69,7 @@ class Delta:
     cached_tokens: int
     finish_reason: str | None
     matched: int | str | None
+    ends: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -97,7 +102,14 @@ class Sample:
     """
 
     def __init__(
-        self, index: int, prompt_index: int, submit: Submit, tokenizer: Tokenizer, prompt_only: bool
+        self,
+        index: int,
+        prompt_index: int,
+        submit: Submit,
+        tokenizer: Tokenizer,
+        prompt_only: bool,
+        shown: Mapping[int, str] | None = None,
+        trace: bool = False,
     ) -> None:
         params = submit.params
         self.index = index
@@ -105,16 +117,26 @@ class Sample:
         self.submit = submit
         self._prompt_only = prompt_only
         self._show_stop = params.include_stop_str_in_output
-        self._piecewise = bool(params.stop)
+        self._piecewise = bool(params.stop) or trace
         self._unwatched = params.min_tokens
         self._detokenizer = Detokenizer(
             tokenizer,
             stop=() if params.min_tokens else params.stop,
             skip_special_tokens=params.skip_special_tokens,
+            shown=shown,
             include_stop=params.include_stop_str_in_output,
         )
 
     def push(self, output: Output) -> Delta:
+        if output.finish_reason == "error" and (output.error or "").startswith(GRAMMAR_ERROR):
+            why = (output.error or "").removeprefix(GRAMMAR_ERROR)
+            constraint = self.submit.params.constraint
+            kind = constraint.kind if constraint else "the constraint"
+            raise RequestError(
+                f"{kind} is too complex to go on with: {why}",
+                param=kind,
+                code="grammar_too_complex",
+            )
         if output.finish_reason == "error":
             log.error("a sequence failed in the engine: %s", output.error)
             raise RequestError("The engine failed.", code="engine_error", status=500)
@@ -150,6 +172,7 @@ class Sample:
         Stop strings are looked for in what follows the first min_tokens tokens."""
         for count, token in enumerate(shown, 1):
             delta.text += self._detokenizer.push([token])
+            delta.ends.append(len(delta.text))
             if self._unwatched:
                 self._unwatched -= 1
                 if not self._unwatched:
@@ -174,15 +197,18 @@ class Generator:
         *,
         eos_ids: Iterable[int] = (),
         draw: Callable[[int], int] = secrets.randbits,
+        grammars: Choices | None = None,
     ) -> None:
         self.client = client
         self.tokenizer = tokenizer
         self.eos_ids = frozenset(eos_ids) | tokenizer.eos_ids
         self._draw = draw
         self._pool = ThreadPoolExecutor(WORKERS, "tokenize")
+        self._trials = Trials(lambda: vocabulary_of(tokenizer, client.info.vocab_size), grammars)
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
+        self._trials.close()
 
     @property
     def context(self) -> int:
@@ -229,11 +255,15 @@ class Generator:
         namespace: str = "",
         priority: int = 0,
         first_index: int = 0,
+        shown: Mapping[int, str] | None = None,
+        trace: bool = False,
     ) -> list[Sample]:
-        """n Samples for each prompt, in order. RequestError names the parameter at fault."""
+        """n Samples for each prompt, in order. RequestError names the parameter at fault.
+        `shown` has texts for special tokens that a parser must see, `trace` fills Delta.ends."""
         prompt_only = params.max_tokens == 0
         if prompt_only:
-            params = msgspec.structs.replace(params, max_tokens=1, min_tokens=0)
+            free: dict[str, Any] = {**dict.fromkeys(KINDS), "constrain_after": ""}
+            params = msgspec.structs.replace(params, max_tokens=1, min_tokens=0, **free)
         params.verify(self.client.info.vocab_size)
         if len(prompts) * params.n > MAX_SEQUENCES:
             raise RequestError(
@@ -260,7 +290,9 @@ class Generator:
                     priority=priority,
                 )
                 index = first_index + len(samples)
-                samples.append(Sample(index, prompt_index, submit, self.tokenizer, prompt_only))
+                samples.append(
+                    Sample(index, prompt_index, submit, self.tokenizer, prompt_only, shown, trace)
+                )
         return samples
 
     def _room(self, prompt: list[int], params: SamplingParams, prompt_only: bool) -> int:
@@ -292,8 +324,23 @@ class Generator:
             )
         return room if wanted is None else wanted
 
+    async def check(self, params: SamplingParams) -> None:
+        """RequestError for a constraint on the output that cannot be enforced. `stream` checks
+        too; who asks first can still name the field as the client does."""
+        params.verify_constraint()
+        constraint = params.constraint
+        if constraint is not None:
+            await self._trials.compile(constraint)
+
+    async def _compile(self, samples: Sequence[Sample]) -> None:
+        for sample in samples:
+            constraint = sample.submit.params.constraint
+            if constraint is not None:
+                sample.submit.grammar = await self._trials.compile(constraint)
+
     async def stream(self, samples: Sequence[Sample]) -> AsyncGenerator[Delta, None]:
         """Deltas of all samples as they come. Any failure aborts every sample; so does closing."""
+        await self._compile(samples)
         if len(samples) == 1:
             async with aclosing(self._run(samples[0])) as deltas:
                 async for delta in deltas:

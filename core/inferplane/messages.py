@@ -6,6 +6,7 @@ error of the sender and is dropped with a log line, never a crash of the receive
 
 import msgspec
 
+from inferplane.grammar.contract import Grammar
 from inferplane.sampling_params import SamplingParams
 
 Logprob = tuple[int, float]
@@ -27,7 +28,8 @@ class Submit(msgspec.Struct, tag="submit", kw_only=True):
 
     `request_id` is made by the sender of this message and unique; what a client calls its request
     never gets here. `stop_ids` holds the end-of-sequence ids (unless ignored) and the request's
-    own stop ids. `seed` is unsigned 64 bit. `namespace` separates prefix caches.
+    own stop ids. `seed` is unsigned 64 bit. `namespace` separates prefix caches. `grammar` is the
+    compiled form of the constraint in `params`, if there is one.
     """
 
     request_id: str
@@ -39,6 +41,7 @@ class Submit(msgspec.Struct, tag="submit", kw_only=True):
     sample_index: int = 0
     namespace: str = ""
     priority: int = 0
+    grammar: Grammar | None = None
 
 
 class Abort(msgspec.Struct, tag="abort"):
@@ -83,12 +86,17 @@ class Progress(msgspec.Struct, tag="progress"):
     text: str
 
 
+GRAMMAR_ERROR = "grammar: "
+"""how the `error` of an Output begins if the request's own constraint was at fault"""
+
+
 class Output(msgspec.Struct, tag="output", kw_only=True):
     """New tokens of one sequence. Exactly one Output of a sequence has a `finish_reason`.
 
     `finish_reason` is "stop" (a stop id, the last of `tokens`, is in `stop_token`), "length",
     "abort" or "error" (then `error` says what happened). `prompt_logprobs` comes once, with the
-    first output; its first entry, which has no predecessor, is None.
+    first output; its first entry, which has no predecessor, is None, and so are those before
+    `prompt_logprobs_start`.
     """
 
     request_id: str
@@ -123,6 +131,8 @@ class Stats(msgspec.Struct, kw_only=True):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    forced_tokens: int = 0
+    """of the output tokens those that a grammar forced, which were not sampled"""
     retractions: int = 0
     finished: int = 0
     aborted: int = 0

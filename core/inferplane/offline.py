@@ -22,6 +22,7 @@ from inferplane.config import Config, settings
 from inferplane.engine import open_engine
 from inferplane.errors import ConfigError, RequestError
 from inferplane.generation import Completion, Delta, Generator, Sample, sampling_defaults
+from inferplane.grammar.compile import Choices
 from inferplane.local_client import LocalClient
 from inferplane.messages import ModelInfo, TokenLogprobs
 from inferplane.plugins import Plugins
@@ -82,6 +83,7 @@ class Engine:
     ) -> None:
         """`progress` gets (bytes, all bytes) while weights are read. Raises InferplaneError."""
         self.config = make_config(model, config)
+        grammars = Choices(self.config.grammar_backend, self.config.json_whitespace)
         source = open_model(model, self.config.revision)
         self.tokenizer = source.tokenizer(self.config.chat_template)
         self._defaults = sampling_defaults(source.generation_config)
@@ -92,12 +94,21 @@ class Engine:
             self._background.close()
             raise
         self.config = client.core.loaded.config
-        self.generator = Generator(client, self.tokenizer)
+        self._client = client
+        self.generator = Generator(client, self.tokenizer, grammars=grammars)
         self._close = weakref.finalize(self, _close, self._background, client, self.generator)
 
     @property
     def info(self) -> ModelInfo:
         return self.generator.client.info
+
+    def flush_cache(self) -> None:
+        """Forget the prompts that do not run at the moment."""
+
+        async def flush() -> None:
+            self._client.flush_cache()
+
+        self.run(flush())
 
     def close(self) -> None:
         """Abort what runs and give the memory back. May be called twice."""
@@ -295,7 +306,8 @@ def list_of(prompts: Prompts) -> list[str | Sequence[int]]:
 
 
 async def _open(config: Config, source: Any, plugins: Plugins | None, progress: Any) -> LocalClient:
-    return LocalClient(open_engine(config, source, plugins, progress))
+    core = open_engine(config, source, plugins, progress, tokenizer=source.tokenizer)
+    return LocalClient(core)
 
 
 def _close(background: Background, client: LocalClient, generator: Generator) -> None:

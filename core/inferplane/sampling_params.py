@@ -1,6 +1,8 @@
 """How the tokens of one request are chosen. Knows nothing about text, HTTP or devices."""
 
+import json
 import math
+from typing import Any, Literal
 
 import msgspec
 
@@ -10,6 +12,64 @@ MAX_LOGPROBS = 20
 MAX_SAMPLES = 128
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKENS = 64
+MAX_CONSTRAINT_CHARS = 256 * 1024
+MAX_MARKER_CHARS = 64
+
+Kind = Literal["json_schema", "regex", "ebnf", "structural_tag"]
+KINDS: tuple[Kind, ...] = ("json_schema", "regex", "ebnf", "structural_tag")
+
+
+class Constraint(msgspec.Struct, frozen=True):
+    """What the output must be. The kinds are the fields of SamplingParams; see there.
+
+    `after`: the constraint begins behind the first occurrence of this text in the output, such as
+    the end of a reasoning section. "": at once.
+    """
+
+    kind: Kind
+    text: str
+    after: str = ""
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of SamplingParams that demand it: structs.replace(params, **c.fields())."""
+        others: dict[str, Any] = dict.fromkeys(KINDS)
+        return {**others, self.kind: self.text, "constrain_after": self.after}
+
+
+def json_schema_constraint(schema: dict[str, Any] | bool) -> Constraint:
+    """Output must be JSON that the schema (drafts 4 to 2020-12) allows."""
+    return Constraint("json_schema", json.dumps(schema, ensure_ascii=False))
+
+
+def json_object_constraint() -> Constraint:
+    """Output must be any one JSON object."""
+    return json_schema_constraint({"type": "object"})
+
+
+class Tag(msgspec.Struct, frozen=True):
+    """`begin`, then JSON that `schema` allows, then `end`."""
+
+    begin: str
+    schema: dict[str, Any] | bool
+    end: str
+
+
+def structural_tag_constraint(
+    tags: list[Tag], triggers: list[str], *, required: bool = False, many: bool = True
+) -> Constraint:
+    """Free text in which every `trigger` begins one of the tags, which then must be completed:
+    "free text, then <tool_call>{json}</tool_call>". Each tag's `begin` starts with one trigger.
+
+    `required`: the output begins with a tag, and has no free text. `many`: after a tag there may
+    be more of them. Without `many` the output ends with the first tag.
+    """
+    spec = {
+        "structures": [{"begin": t.begin, "schema": t.schema, "end": t.end} for t in tags],
+        "triggers": triggers,
+        "at_least_one": required,
+        "stop_after_first": not many,
+    }
+    return Constraint("structural_tag", json.dumps(spec, ensure_ascii=False))
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -17,9 +77,16 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 switch their filter off. `logprobs` None
     returns none, 0 only that of the chosen token, n also the n most likely. Logprobs are of the
-    raw distribution, before temperature, penalties and bias. Penalties: repetition as in CTRL
+    raw distribution, before temperature, penalties and bias. `prompt_logprobs` is the same for the
+    prompt, from its token `prompt_logprobs_start` on: those before may come from the prefix cache,
+    except for the one that it follows. Penalties: repetition as in CTRL
     (arXiv 1909.05858) over prompt and output; frequency and presence as in OpenAI's API, over the
     output alone. Without a `seed` each request draws its own.
+
+    At most one of `json_schema` (a schema as JSON text), `regex` (the whole output matches),
+    `ebnf` (a grammar in GBNF or Lark notation) and `structural_tag` (JSON text, see
+    structural_tag_constraint) restricts the output, from the first token or from behind the first
+    occurrence of the text `constrain_after`. `constraint` is what they say.
     """
 
     temperature: float = 1.0
@@ -41,6 +108,20 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     include_stop_str_in_output: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    prompt_logprobs_start: int = 0
+    json_schema: str | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    structural_tag: str | None = None
+    constrain_after: str = ""
+
+    @property
+    def constraint(self) -> Constraint | None:
+        for kind in KINDS:
+            text = getattr(self, kind)
+            if text is not None:
+                return Constraint(kind, text, self.constrain_after)
+        return None
 
     @property
     def has_penalties(self) -> bool:
@@ -61,6 +142,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _in_range("n", self.n, 1, MAX_SAMPLES)
         _in_range("min_tokens", self.min_tokens, 0, 2**31 - 1)
+        _in_range("prompt_logprobs_start", self.prompt_logprobs_start, 0, 2**31 - 1)
         if self.seed is not None:
             _in_range("seed", self.seed, -(2**63), 2**64 - 1)
         if self.max_tokens is not None:
@@ -74,6 +156,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             if count is not None:
                 _in_range(name, count, 0, MAX_LOGPROBS)
         self._verify_lists(vocab_size)
+        self.verify_constraint()
 
     def _verify_lists(self, vocab_size: int) -> None:
         if len(self.stop) > MAX_STOP_STRINGS:
@@ -103,6 +186,26 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                     )
         for value in self.logit_bias.values():
             _in_range("logit_bias", value, -100.0, 100.0)
+
+    def verify_constraint(self) -> None:
+        """The part of `verify` that is about the output's form."""
+        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(given) > 1:
+            raise RequestError(
+                f"{given[0]} and {given[1]} exclude each other: send one of them", param=given[1]
+            )
+        for kind in given:
+            size = len(getattr(self, kind))
+            if size > MAX_CONSTRAINT_CHARS:
+                raise RequestError(
+                    f"{kind} has {size} characters, at most {MAX_CONSTRAINT_CHARS}", param=kind
+                )
+        if len(self.constrain_after) > MAX_MARKER_CHARS or (self.constrain_after and not given):
+            raise RequestError(
+                f"constrain_after must have at most {MAX_MARKER_CHARS} characters, and needs one"
+                f" of {', '.join(KINDS)}",
+                param="constrain_after",
+            )
 
 
 def _in_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:

@@ -29,11 +29,7 @@ class Tiles:
 
 def prefill_tiles(spec: AttentionSpec) -> Tiles:
     """In deterministic mode every tile of every batch is computed by the same instructions."""
-    if spec.kv.head_dim > 128:
-        return Tiles(rows=64, block=32)
-    if spec.dtype == "float32" or spec.determinism == "batch":
-        return Tiles(rows=64)
-    return Tiles(rows=128, warps=8)
+    return Tiles(rows=64, block=64 if spec.kv.head_dim <= 128 else 32, stages=2)
 
 
 def decode_tiles(spec: AttentionSpec) -> Tiles:
@@ -60,8 +56,8 @@ class PagedAttention:
             return Reject("dtype", f"{spec.dtype} is not bfloat16, float16 or float32")
         if spec.tree:
             return Reject("feature", "tree masks")
-        if spec.kv.dtype != spec.dtype:
-            return Reject("dtype", f"pages in {spec.kv.dtype}, the model is in {spec.dtype}")
+        if problem := page_problem(spec.kv.dtype, spec.dtype, device):
+            return problem
         if spec.kv.layout == "opaque":
             return Reject("layout", "needs pages with strides")
         if spec.kv.head_dim > 256:
@@ -120,7 +116,7 @@ class _Attention:
         kernels.tiled[self._spec.kv.num_kv_heads, tiles](
             q, keys, values, out, sinks, table, batch.seq_len, batch.q_start,
             seqs, q.stride(0), out.stride(0), *strides, self._spec.scale,
-            ROWS=self._rows, TOKENS=self._tokens, LEAST=2 if mixed else 1,
+            ROWS=self._rows, TOKENS=self._tokens, LEAST=2 if mixed else 1, UNIFORM=self._invariant,
             BLOCK=self._prefill.block, num_warps=self._prefill.warps,
             num_stages=self._prefill.stages, **self._common,
         )  # fmt: skip
@@ -166,6 +162,17 @@ class _Attention:
             )  # fmt: skip
 
 
+def page_problem(pages: str, dtype: str, device: Device) -> Reject | None:
+    """Pages are in the model's type, or in float8 where the device converts it."""
+    if pages == dtype:
+        return None
+    if pages != "float8_e4m3fn":
+        return Reject("dtype", f"pages in {pages}, the model is in {dtype}")
+    if not at_least(device, 89):
+        return Reject("hardware", f"{device.info.arch or device.info.name} has no float8_e4m3fn")
+    return None
+
+
 def core_count(device: Device) -> int:
     """Processors of the device: programs that run at the same time."""
     import torch
@@ -180,7 +187,10 @@ def core_count(device: Device) -> int:
 def overlapped(device: Device) -> dict[str, Any]:
     """Launch options of a kernel that may start while the one before it ends, where the device
     has that: NVIDIA's from compute capability 9.0 on."""
+    return {"PDL": True, "launch_pdl": True} if at_least(device, 90) else {"PDL": False}
+
+
+def at_least(device: Device, capability: int) -> bool:
+    """An NVIDIA GPU of this compute capability, such as 90, or above."""
     family, _, number = device.info.arch.partition("_")
-    if family == "sm" and number.isdecimal() and int(number) >= 90:
-        return {"PDL": True, "launch_pdl": True}
-    return {"PDL": False}
+    return family == "sm" and number.isdecimal() and int(number) >= capability

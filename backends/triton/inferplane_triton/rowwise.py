@@ -7,7 +7,7 @@ from inferplane.hw.ops.activation import GluSpec
 from inferplane.hw.ops.kv import RopeWriteSpec
 from inferplane.hw.ops.norm import RMSNormSpec
 from inferplane.hw.ops.rope import cos_sin_table
-from inferplane_triton.attention import next_power, overlapped
+from inferplane_triton.attention import next_power, overlapped, page_problem
 from inferplane_triton.kernels import rowwise as kernels
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ class RopeWrite:
     name = "triton.rope_write"
 
     def supports(self, spec: RopeWriteSpec, device: Device) -> Support | Reject:
-        if spec.kv.dtype != spec.rope.dtype:
-            return Reject("dtype", f"pages in {spec.kv.dtype}, the model is in {spec.rope.dtype}")
+        if problem := page_problem(spec.kv.dtype, spec.rope.dtype, device):
+            return problem
         if spec.kv.layout == "opaque":
             return Reject("layout", "needs pages with strides")
         return _supports(spec.rope.dtype, spec.kv.head_dim)

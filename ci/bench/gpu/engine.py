@@ -57,6 +57,7 @@ class Bench:
         info = self.core.loaded.device.info
         self.name, self.device = info.name, info.torch_device
         self.bandwidth, self.rate = copy_bandwidth(self.device), product_rate(self.device)
+        torch.get_device_module(self.device).empty_cache()  # that memory was the benchmark's
         print(
             f"{self.name}: copy {self.bandwidth / 1e12:.2f} TB/s, products "
             f"{self.rate / 1e12:.0f} TFLOP/s; engine ready in {self.ready:.2f} s, first token "

@@ -34,6 +34,11 @@ SAMPLING_HELP = {
     "ignore_eos": "go on after an end-of-sequence token",
     "logprobs": "log probability of each token, and of the K most likely",
     "prompt_logprobs": "the same of the prompt",
+    "json_schema": "the output is JSON that this schema allows",
+    "regex": "the output matches this regular expression as a whole",
+    "ebnf": "the output follows this grammar, in GBNF or Lark notation",
+    "structural_tag": "free text with these tagged parts, as JSON",
+    "constrain_after": "the four above hold behind the first occurrence of this text",
 }
 """the sampling parameters that have an option"""
 

@@ -159,7 +159,13 @@ def _build(config: Config, progress: Callable[[str], None]) -> Core:
     from inferplane.engine import open_engine  # imports torch
 
     source = open_model(config.model, config.revision)
-    return open_engine(config, source, progress=Percent(progress), report=progress)
+    return open_engine(
+        config,
+        source,
+        progress=Percent(progress),
+        report=progress,
+        tokenizer=source.tokenizer,
+    )
 
 
 class Percent:

@@ -69,7 +69,7 @@ class Inputs:
         depth: int,
     ) -> None:
         self._device = device
-        self._tables = tables
+        self.tables = tables
         self._page_size = groups[0].spec.page_size
         self._groups = len(groups)
         self._buckets = buckets
@@ -133,7 +133,7 @@ class Inputs:
         words = pack(plan, bucket)
         writes = sorted(plan.pages, key=lambda write: write.group)
         pages = [w for p in writes for w in (p.group, p.row, p.column, p.page)]
-        rows = pack_rows(plan.init, self._tables.vocab)
+        rows = pack_rows(plan.init, self.tables.vocab)
         total = len(words) + len(pages) + len(rows)
         staging = self._staging[plan.step % len(self._staging)]
         if staging.read is not None:
@@ -159,15 +159,15 @@ class Inputs:
         at = pages.view(-1, 4)
         for group, count in sorted(Counter(write.group for write in plan.pages).items()):
             mine, at = at[:count], at[count:]
-            self._tables.put_pages(group, mine[:, 1], mine[:, 2], mine[:, 3])
+            self.tables.put_pages(group, mine[:, 1], mine[:, 2], mine[:, 3])
         if plan.init:
-            self._tables.start_rows(rows.view(-1, WIDTH))
+            self.tables.start_rows(rows.view(-1, WIDTH))
 
     def derive(self, step: Step) -> ForwardBatch:
         """The batch from words and tables; also counts the step's tokens as computed."""
         import torch
 
-        bucket, tables = step.bucket, self._tables
+        bucket, tables = step.bucket, self.tables
         B, T, N = bucket.seqs, bucket.tokens, bucket.samples
         row, q_start, token, token_row, offset, last, _ = step.words.split(
             [B, B + 1, T, T, T, N, N]

@@ -67,6 +67,7 @@ class Recordings:
         self._state = None if tables.inplace else Persistent(tables, list(handles))
         self._limit = limit
         self._recorded: dict[Bucket, Recorded] = {}
+        self._logits: Tensor | None = None  # of whichever step was replayed last
 
     def covers(self, bucket: Bucket) -> bool:
         full = self._limit is not None and 2 * len(self._recorded) >= self._limit
@@ -89,7 +90,7 @@ class Recordings:
             batch = made[-1]
             prepared.replay(batch)
             plan_ops(batch)
-            forward = self._graphs.capture(lambda: compute(batch), self._state)
+            forward = self._graphs.capture(self._shared(batch, compute), self._state)
             self._recorded[step.bucket] = Recorded(batch, prepared, forward)
         else:
             batch, forward = known.batch, known.forward
@@ -98,3 +99,24 @@ class Recordings:
             plan_ops(batch)
         hidden, logits = forward.replay(batch)
         return batch, hidden, logits
+
+    def _shared(
+        self, batch: ForwardBatch, compute: Compute
+    ) -> "Callable[[], tuple[Tensor, Tensor]]":
+        """`compute` with its logits in memory that all buckets share: they are read before the
+        next step is replayed, and together would take gigabytes."""
+        import torch
+
+        tables = self._inputs.tables
+        if not tables.inplace:
+            return lambda: compute(batch)
+        rows, device = batch.logit_index.shape[0], batch.logit_index.device
+        if self._logits is None or len(self._logits) < rows:
+            self._logits = torch.empty(rows, tables.vocab, dtype=torch.float32, device=device)
+        shared = self._logits[:rows]
+
+        def run() -> "tuple[Tensor, Tensor]":
+            hidden, logits = compute(batch)
+            return hidden, shared.copy_(logits)
+
+        return run

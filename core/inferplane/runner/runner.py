@@ -21,6 +21,8 @@ from inferplane.runner.sampler import Sampler, Scores
 from inferplane.runner.tables import Tables
 
 if TYPE_CHECKING:
+    from numpy import int32
+    from numpy.typing import NDArray
     from torch import Tensor
 
 LOGITS_BYTES = 64 * 2**20
@@ -138,13 +140,16 @@ class Runner:
 
     def launch(self, plan: StepPlan) -> Pending:
         """Forward and sample; returns at once on devices that work asynchronously."""
-        import torch
-
-        with torch.inference_mode():
-            return self.sample(self.forward(plan))
+        return self.sample(self.forward(plan))
 
     def forward(self, plan: StepPlan) -> Forwarded:
         """Launch the model on a plan."""
+        import torch
+
+        with torch.inference_mode():
+            return self._forward(plan)
+
+    def _forward(self, plan: StepPlan) -> Forwarded:
         step = self._inputs.send(plan)
         self._sampler.start(plan.init)
         if self._recordings is not None and self._recordings.covers(step.bucket):
@@ -164,8 +169,27 @@ class Runner:
             assert bound.plan is not None
             bound.plan(batch)
 
-    def sample(self, forwarded: Forwarded, bitmask: "Tensor | None" = None) -> Pending:
-        """Launch the draw and the copy of its results to the host."""
+    def sample(self, forwarded: Forwarded, mask: "NDArray[int32] | None" = None) -> Pending:
+        """Launch the draw and the copy of its results to the host. `mask` i32[N, ceil(V / 32)]
+        has a bit for each token that a sampled sequence may get."""
+        import torch
+
+        with torch.inference_mode():
+            return self._sample(forwarded, None if mask is None else self._send(forwarded, mask))
+
+    def _send(self, forwarded: Forwarded, mask: "NDArray[int32]") -> "Tensor":
+        """The mask on the device, padded to the rows of the logits."""
+        import torch
+
+        rows, (count, words) = forwarded.logits.shape[0], mask.shape
+        if rows == count and forwarded.logits.device.type == "cpu":
+            return torch.from_numpy(mask)
+        staged = self.device.host_buffer(rows * words, "int32").view(rows, words)
+        staged[:count].numpy()[:] = mask
+        staged[count:] = -1
+        return staged.to(forwarded.logits.device, non_blocking=True)
+
+    def _sample(self, forwarded: Forwarded, bitmask: "Tensor | None") -> Pending:
         step, plan = forwarded.step, forwarded.step.plan
         count = len(plan.sample)
         scores: Scores | None = None
@@ -188,7 +212,7 @@ class Runner:
     def _score_prompt(self, forwarded: Forwarded, wanted: PromptLogprobs) -> list[Scores]:
         import torch
 
-        first = sum(forwarded.step.plan.q_lens[: wanted.index])
+        first = sum(forwarded.step.plan.q_lens[: wanted.index]) + wanted.first
         vocab = forwarded.logits.shape[-1]
         rows = max(1, LOGITS_BYTES // (4 * vocab))
         targets = torch.tensor(wanted.targets, dtype=torch.int32, device=forwarded.hidden.device)

@@ -39,7 +39,7 @@ class Flight:
     """A plan whose result is still to come, and whom the parts of the result belong to."""
 
     requests: list[Request]
-    sampled: list[Request]
+    sampled: list[Request | None]  # None: the sample is not wanted
     scored: list[tuple[Request, int]]  # and the position of the first target's predecessor
 
 
@@ -87,8 +87,7 @@ class Scheduler:
     def submit(self, submit: Submit) -> None:
         """Queue a request. RequestError if it is refused; nothing has changed then."""
         try:
-            self._check_free(submit)
-            self._memory.verify(submit)
+            self.verify(submit)
             now = self._clock()
             request = new_request(submit, self._max_model_len, self._arrivals, now)
         except RequestError:
@@ -97,6 +96,11 @@ class Scheduler:
         self._arrivals += 1
         self._requests[request.request_id] = request
         insort(self._waiting, request, key=_seniority)
+
+    def verify(self, submit: Submit, waiting: int = 0) -> None:
+        """RequestError if `submit` would refuse it with so many more requests waiting."""
+        self._check_free(submit, waiting)
+        self._memory.verify(submit)
 
     def abort(self, request_id: str) -> Output | None:
         """End the request with exactly this id, whatever it is doing. None: there is no such."""
@@ -147,43 +151,66 @@ class Scheduler:
         flight = self._flights.pop(plan.step, None)
         if flight is None:
             return []  # an earlier step failed
-        for (request, start), scores in zip(flight.scored, result.prompt_logprobs, strict=True):
-            if request.prompt_logprobs is not None:
+        for (owner, start), scores in zip(flight.scored, result.prompt_logprobs, strict=True):
+            if owner.prompt_logprobs is not None:
                 for position, (logprob, rank, top) in enumerate(scores, start + 1):
-                    token = request.tokens[position]
-                    request.prompt_logprobs[position] = TokenLogprobs(token, logprob, rank, top)
-                request.scored = max(request.scored, start + len(scores))
+                    token = owner.tokens[position]
+                    owner.prompt_logprobs[position] = TokenLogprobs(token, logprob, rank, top)
+                owner.scored = max(owner.scored, start + len(scores))
         outputs: list[Output] = []
         for index, request in enumerate(flight.sampled):
-            if request.ended:
-                continue  # the token in flight when it stopped or was aborted
+            if request is None or request.ended:
+                continue  # the token in flight when it was extended, stopped or aborted
             token = result.tokens[index]
-            request.tokens.append(token)
-            self._stats.output_tokens += 1
-            output_len = len(request.tokens) - request.prompt_len
-            reason = None
-            if token in request.stop_ids and output_len >= request.params.min_tokens:
-                reason = "stop"
-            elif len(request.tokens) >= request.limit:
-                reason = "length"
-            if reason is None:
-                output = Output(
-                    request_id=request.request_id, cached_tokens=request.cached_tokens or 0
-                )
-            else:
-                self._stats.finished += 1
-                output = self._end(request, reason)
-            output.tokens = [token]
-            if reason == "stop":
-                output.stop_token = token
+            first = request.reported == request.prompt_len
+            output = self._report(request, self._append(request, token))
             if request.params.logprobs is not None:
                 scored = result.logprobs[index]
                 assert scored is not None, f"step {plan.step} lacks logprobs {index}"
                 output.logprobs = [TokenLogprobs(token, *scored)]
-            if output_len == 1:
+            if first:
                 output.prompt_logprobs = request.prompt_logprobs
             outputs.append(output)
         return outputs
+
+    def sampling(self, plan: StepPlan) -> list[str | None]:
+        """Whose tokens the plan's samples are, by request id; None where nobody wants it."""
+        flight = self._flights.get(plan.step)
+        sampled = flight.sampled if flight else [None] * len(plan.sample)
+        return [None if r is None or r.ended else r.request_id for r in sampled]
+
+    def extend(self, request_id: str, tokens: Sequence[int]) -> Output | None:
+        """Append output tokens that need no sampling: the request computes them as it does a
+        prompt. A sample of it that is in flight is dropped; there may be one, whose input then is
+        the last known token. They are reported with its next sample, or with the Output returned
+        here if one of them ends the request. Not for logprobs, which only samples have."""
+        request = self._requests.get(request_id)
+        if request is None:
+            return None
+        assert request.pending <= 1, f"{request_id} has {request.pending} samples in flight"
+        for flight in self._flights.values():
+            flight.sampled = [None if other is request else other for other in flight.sampled]
+        request.decoding, request.need = False, None
+        request.recount = request.params.has_penalties
+        for token in tokens:
+            reason = self._append(request, token)
+            self._stats.forced_tokens += 1
+            if reason is not None:
+                return self._report(request, reason)
+        request.length = len(request.tokens)
+        return None
+
+    def end(self, request_id: str, error: str | None = None) -> Output | None:
+        """End the request as complete, or with an error of its own. None: there is no such."""
+        request = self._requests.get(request_id)
+        if request is None:
+            return None
+        if error is None:
+            return self._report(request, "stop")
+        self._stats.failed += 1
+        output = self._end(request, "error")
+        output.error = error
+        return output
 
     def fail(self, plan: StepPlan, message: str) -> list[Output]:
         """A step failed: what it and later ones wrote is unknown. Ends every request that runs or
@@ -202,6 +229,29 @@ class Scheduler:
         self._memory.flush()
         return outputs
 
+    def _append(self, request: Request, token: int) -> str | None:
+        """One more token of output. Returns why the request ends with it, if it does."""
+        request.tokens.append(token)
+        self._stats.output_tokens += 1
+        output_len = len(request.tokens) - request.prompt_len
+        if token in request.stop_ids and output_len >= request.params.min_tokens:
+            return "stop"
+        return "length" if len(request.tokens) >= request.limit else None
+
+    def _report(self, request: Request, reason: str | None) -> Output:
+        """What has come since the last report."""
+        if reason is None:
+            cached = request.cached_tokens or 0
+            output = Output(request_id=request.request_id, cached_tokens=cached)
+        else:
+            self._stats.finished += 1
+            output = self._end(request, reason)
+        output.tokens = request.tokens[request.reported :].tolist()
+        request.reported = len(request.tokens)
+        if reason == "stop" and output.tokens and output.tokens[-1] in request.stop_ids:
+            output.stop_token = output.tokens[-1]
+        return output
+
     def flush_cache(self) -> None:
         """Drop every cached page that no running request uses."""
         self._memory.flush()
@@ -218,16 +268,17 @@ class Scheduler:
         stats.steps = self._step
         return stats
 
-    def _check_free(self, submit: Submit) -> None:
+    def _check_free(self, submit: Submit, waiting: int) -> None:
         """RequestError for what cannot be taken now."""
         if submit.request_id in self._requests:
             raise RequestError(
                 f"request_id {submit.request_id} is in use: choose another", param="request_id"
             )
-        queued = len(self._waiting) + len(self._running) - self._max_running
+        waiting += len(self._waiting)
+        queued = waiting + len(self._running) - self._max_running
         if queued >= self._max_queue:
             raise RequestError(
-                f"{len(self._running)} requests run and {len(self._waiting)} wait: try again"
+                f"{len(self._running)} requests run and {waiting} wait: try again"
                 f" later, or raise --max-queue ({self._max_queue})",
                 code="queue_full",
                 status=429,
@@ -264,10 +315,11 @@ class Scheduler:
                 plan.logprobs.append(request.top_logprobs)
                 flight.sampled.append(request)
             top = request.params.prompt_logprobs
-            if top is not None and max(start, request.scored) < request.prompt_len - 1:
-                targets = request.tokens[start + 1 : min(start + count + 1, request.prompt_len)]
-                plan.prompt_logprobs.append(PromptLogprobs(index, top, targets.tolist()))
-                flight.scored.append((request, start))
+            first, end = max(start, request.scored), min(start + count, request.prompt_len - 1)
+            if top is not None and first < end:
+                targets = request.tokens[first + 1 : end + 1].tolist()
+                plan.prompt_logprobs.append(PromptLogprobs(index, top, targets, first - start))
+                flight.scored.append((request, first))
         self._flights[self._step] = flight
         return plan
 
@@ -278,6 +330,7 @@ class Scheduler:
         if not self._memory.attach(request, self._free_rows[-1], reserve, self._step):
             return False
         self._free_rows.pop()
+        request.recount = False
         self._init.append(request.row_init())
         if request.cached_tokens is None:
             request.cached_tokens = request.computed
@@ -297,6 +350,9 @@ class Scheduler:
 
     def _advance(self, request: Request, count: int) -> None:
         """Count a chunk of prefill as computed; the last one samples."""
+        if request.recount:
+            request.recount = False
+            self._init.append(request.row_init())
         settled = request.computed
         request.computed += count
         if request.computed == request.length:

@@ -25,6 +25,7 @@ COUNTERS = {
     "prompt_tokens": "tokens of prompts",
     "cached_tokens": "tokens of prompts that the prefix cache held",
     "output_tokens": "tokens generated",
+    "forced_tokens": "tokens generated that a grammar forced, without sampling",
     "retractions": "sequences that had to give back their pages",
     "finished": "sequences that came to their end",
     "aborted": "sequences that were aborted",

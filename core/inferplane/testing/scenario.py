@@ -24,6 +24,7 @@ class Scenario:
     fail: float
     flush: float
     longest_answer: int
+    extend: float
 
 
 def draw_scenario(rng: random.Random) -> Scenario:
@@ -59,4 +60,5 @@ def draw_scenario(rng: random.Random) -> Scenario:
         fail=rng.choice([0, 0, 0, 0.01, 0.05]),
         flush=rng.choice([0, 0, 0.02]),
         longest_answer=rng.choice([2, 10, 40, 80]),
+        extend=rng.choice([0, 0, 0.1, 0.4]),
     )

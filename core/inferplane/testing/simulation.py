@@ -13,7 +13,7 @@ import random
 import sys
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -22,6 +22,7 @@ from inferplane.hw.batch import RowInit, StepPlan, StepResult
 from inferplane.messages import Output, Submit, TokenLogprobs
 from inferplane.sampling_params import SamplingParams
 from inferplane.scheduling.scheduler import Scheduler
+from inferplane.testing.client import Client
 from inferplane.testing.hash_device import HashDevice, Oracle, SimulationError, score, visible_span
 from inferplane.testing.invariants import (
     require,
@@ -33,18 +34,6 @@ from inferplane.testing.scenario import draw_scenario
 
 RECOUNT_STEPS = 16
 VOCAB_SIZE = 40
-
-
-@dataclass(slots=True)
-class Client:
-    """What the simulation knows of one open request."""
-
-    submit: Submit
-    arrival: int
-    oracle: Oracle
-    output: list[int] = field(default_factory=list)
-    admitted: bool = False
-    cached_tokens: int = 0
 
 
 class Simulation:
@@ -124,10 +113,14 @@ class Simulation:
             min_tokens=rng.choice([0, 0, rng.randint(0, answer)]),
             logprobs=rng.choice([None, None, 0, 2]),
             prompt_logprobs=rng.choice([None] * 7 + [1]),
+            prompt_logprobs_start=answer % 3 * len(prompt) // 2,
             repetition_penalty=rng.choice([1.0, 1.0, 1.5]),
         )
         stop_ids = rng.sample(range(VOCAB_SIZE), rng.choice([0, 0, 1, 4]))
-        shared = {"seed": rng.getrandbits(64), "priority": rng.choice([0, 0, 0, -1, 2])}
+        shared: dict[str, Any] = {
+            "seed": rng.getrandbits(64),
+            "priority": rng.choice([0, 0, 0, -1, 2]),
+        }
         namespace = rng.choice(["", "", "", "other"])
         self.device.namespaces[shared["seed"]] = namespace
         for sample_index in range(rng.choice([1, 1, 1, 2, 4])):
@@ -175,6 +168,7 @@ class Simulation:
         self.accepted += 1
         self.open[submit.request_id] = Client(submit, self.accepted, oracle)
         self.note("submit", submit)
+        self.maybe_extend(submit.request_id)
 
     def refusal(self, submit: Submit) -> tuple[int, str | None] | None:
         s = self.scenario
@@ -202,6 +196,31 @@ class Simulation:
         require(output is not None and output.finish_reason == "abort", "not aborted:", output)
         if output is not None:
             self.receive(output, "abort")
+
+    def maybe_extend(self, request_id: str) -> None:
+        """Tokens that need no sampling, as a grammar forces them."""
+        client = self.open.get(request_id)
+        if client is None or client.submit.params.logprobs is not None:
+            return
+        if self.rng.random() >= self.scenario.extend:
+            return
+        if self.scheduler._requests[request_id].pending > 1:
+            return  # whoever extends knows every token but the one being sampled
+        tokens = [self.rng.randrange(VOCAB_SIZE) for _ in range(self.rng.randint(1, 9))]
+        self.note("extend", [request_id, *tokens])
+        output = self.scheduler.extend(request_id, tokens)
+        client.miscounted = client.submit.params.has_penalties
+        for token in tokens:
+            client.unheard.append(token)
+            reason = client.push(token, self.scenario.max_model_len)
+            if reason is not None:
+                break
+        if reason is None or output is None:
+            require(reason is None and output is None, "ended by an extension?", output)
+            return
+        require(output.tokens == client.unheard, "extension should be reported:", output)
+        require(output.logprobs is None, "logprobs of what was not sampled:", output)
+        self.receive(output, reason)
 
     # What the engine does
 
@@ -249,6 +268,7 @@ class Simulation:
         clients = [self.rows[row] for row in plan.rows]
         for client, start, count in zip(clients, plan.starts, plan.q_lens, strict=True):
             require(client.submit.request_id in self.open, "a ghost is scheduled:", client.submit)
+            require(not client.miscounted, "penalties lack an extension:", client.submit)
             longest = min(len(client.submit.prompt) + client.submit.max_tokens, s.max_model_len)
             require(start + count < longest, "computes what nobody needs:", client.submit)
         return clients
@@ -258,6 +278,7 @@ class Simulation:
         known = submit.prompt + client.output
         counted = known if submit.params.has_penalties else []
         require(init.tokens == counted, "penalties count wrong tokens:", init)
+        client.miscounted = False
         require(init.prompt_len == len(submit.prompt), "wrong prompt_len:", init)
         require(init.min_len == init.prompt_len + submit.params.min_tokens, "min_len:", init)
         require(init.stop_ids == sorted(submit.stop_ids), "wrong stop ids:", init)
@@ -271,6 +292,7 @@ class Simulation:
         require(self.quiet <= longest, f"no output in {self.quiet} steps:", list(self.open))
         for output in outputs:
             self.receive(output, None)
+            self.maybe_extend(output.request_id)
 
     def fail(self) -> None:
         """The oldest step fails. What the engine does with later ones must not matter."""
@@ -302,7 +324,7 @@ class Simulation:
         require(output.cached_tokens == cached, f"cached_tokens is not {cached}:", output)
         if reason is None:
             reason = self.receive_token(client, output)
-        else:
+        elif reason in ("abort", "error"):
             require(not output.tokens, "tokens at the end:", output)
         require(output.finish_reason == reason, f"should end with {reason}:", output)
         if reason is not None:
@@ -313,27 +335,27 @@ class Simulation:
         """Compare with the oracle. Returns how the request ends, if it does."""
         submit, params, oracle = client.submit, client.submit.params, client.oracle
         token = oracle.next_token(submit.seed, submit.sample_index)
-        require(output.tokens == [token], f"{submit.request_id} should get {token}:", output)
+        expected = [*client.unheard, token]
+        client.unheard.clear()
+        require(output.tokens == expected, f"{submit.request_id} should get {expected}:", output)
         states = oracle.states
         scores = None
         if params.logprobs is not None:
             scores = [TokenLogprobs(token, *score(states[-1], token, params.logprobs))]
         require(output.logprobs == scores, f"logprobs should be {scores}:", output)
         prompt_scores: list[TokenLogprobs | None] | None = None
-        if params.prompt_logprobs is not None and not client.output:
+        if params.prompt_logprobs is not None and not client.heard:
             top, later = params.prompt_logprobs, submit.prompt[1:]
             pairs = zip(states, later, strict=False)
             prompt_scores = [None, *(TokenLogprobs(t, *score(s, t, top)) for s, t in pairs)]
+            skipped = min(params.prompt_logprobs_start, len(prompt_scores))
+            prompt_scores[:skipped] = [None] * skipped
         require(output.prompt_logprobs == prompt_scores, "wrong prompt logprobs:", output)
-        oracle.push(token)
-        client.output.append(token)
-        if token in submit.stop_ids and len(client.output) >= params.min_tokens:
-            require(output.stop_token == token, "stop token is missing:", output)
-            return "stop"
-        require(output.stop_token is None, "a stop token:", output)
-        length = len(submit.prompt) + len(client.output)
-        done = len(client.output) == submit.max_tokens or length == self.scenario.max_model_len
-        return "length" if done else None
+        client.heard = True
+        reason = client.push(token, self.scenario.max_model_len)
+        stop = token if reason == "stop" else None
+        require(output.stop_token == stop, f"stop token should be {stop}:", output)
+        return reason
 
 
 def run_seed(job: tuple[int, int]) -> tuple[int, str | None]:

@@ -37,7 +37,18 @@ GEMMA3: dict[str, Any] = LLAMA | {
     "tie_word_embeddings": False,
 }
 
-CONFIGS = {"llama": LLAMA, "gemma3": GEMMA3}
+WIDE: dict[str, Any] = LLAMA | {
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "head_dim": 64,
+    "vocab_size": 4096,
+    "max_position_embeddings": 4096,
+}
+"""sizes that kernels for large models take"""
+
+CONFIGS = {"llama": LLAMA, "gemma3": GEMMA3, "wide": WIDE}
 
 
 class TinyTensors(Mapping[str, "Tensor"]):

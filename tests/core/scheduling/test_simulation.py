@@ -73,8 +73,28 @@ MUTANTS = {
     ),
     "token in flight is not dropped": (
         scheduler,
-        "if request.ended:\n                continue",
-        "if not request.tokens:\n                continue",
+        "if request is None or request.ended:\n                continue",
+        "if request is None:\n                continue",
+    ),
+    "a sample in flight survives an extension": (
+        scheduler,
+        "[None if other is request else other for other in flight.sampled]",
+        "[other for other in flight.sampled]",
+    ),
+    "an extended request goes on decoding": (
+        scheduler,
+        "request.decoding, request.need = False, None",
+        "request.need = None",
+    ),
+    "an extension is not counted for penalties": (
+        scheduler,
+        "request.recount = request.params.has_penalties",
+        "request.recount = False",
+    ),
+    "an extension is not reported": (
+        scheduler,
+        "request.tokens[request.reported :]",
+        "request.tokens[-1:]",
     ),
     "readmitted before its tokens have arrived": (
         scheduler,
@@ -118,8 +138,8 @@ MUTANTS = {
     ),
     "prompt logprobs at the wrong place": (
         scheduler,
-        "targets = request.tokens[start + 1 : min(start + count + 1,",
-        "targets = request.tokens[start : min(start + count,",
+        "targets = request.tokens[first + 1 : end + 1]",
+        "targets = request.tokens[first:end]",
     ),
     "takes another namespace's pages": (
         memory,
@@ -196,6 +216,11 @@ MUTANTS = {
         request,
         "if self.prompt_logprobs is not None and self.scored",
         "if self.scored < 0 and self.scored",
+    ),
+    "prompt logprobs nobody asked for": (
+        request,
+        "scored=max(0, submit.params.prompt_logprobs_start - 1)",
+        "scored=max(0, submit.params.prompt_logprobs_start - 2)",
     ),
     "samples of a request are one": (
         request,

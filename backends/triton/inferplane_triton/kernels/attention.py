@@ -17,45 +17,83 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _block(
+    q, acc, peak, total, start, position, live, floor, k_ptr, v_ptr, table_ptr, seq_len,
+    stride_page, stride_token, scale,
+    PAGE: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """One block of keys. Without MASKED every row sees all of them. Scores, `peak` and sums are in
+    powers of two."""
+    dims = tl.arange(0, DIM_PAD)
+    inside = dims < DIM
+    key = start + tl.arange(0, BLOCK)
+    if MASKED:
+        held = (key < seq_len) & (key >= floor)
+        page = tl.load(table_ptr + key // PAGE, mask=held, other=0).to(tl.int64)
+    else:
+        page = tl.load(table_ptr + key // PAGE).to(tl.int64)
+    where = page * stride_page + (key % PAGE) * stride_token
+    k_at = k_ptr + where[None, :] + dims[:, None]
+    v_at = v_ptr + where[:, None] + dims[None, :]
+    if MASKED:
+        k = tl.load(k_at, mask=held[None, :] & inside[:, None], other=0.0)
+    elif DIM == DIM_PAD:
+        k = tl.load(k_at)
+    else:
+        k = tl.load(k_at, mask=inside[:, None], other=0.0)
+    score = tl.dot(q, k.to(q.dtype), input_precision="ieee")
+    if SOFTCAP > 0.0:
+        score = SOFTCAP * LOG2E * (2.0 * tl.sigmoid(2.0 * scale / SOFTCAP * score) - 1.0)  # tanh
+    else:
+        score = score * (scale * LOG2E)
+    if MASKED:
+        seen = (key[None, :] <= position[:, None]) & live[:, None]
+        if WINDOW > 0:
+            seen = seen & (key[None, :] > position[:, None] - WINDOW)
+        score = tl.where(seen, score, float("-inf"))
+    higher = tl.maximum(peak, tl.max(score, 1))
+    base = tl.where(higher == float("-inf"), 0.0, higher) if MASKED else higher
+    weight = tl.exp2(score - base[:, None])
+    shrink = tl.exp2(peak - base)
+    if MASKED:
+        v = tl.load(v_at, mask=held[:, None] & inside[None, :], other=0.0)
+    elif DIM == DIM_PAD:
+        v = tl.load(v_at)
+    else:
+        v = tl.load(v_at, mask=inside[None, :], other=0.0)
+    total = total * shrink + tl.sum(weight, 1)
+    acc = acc * shrink[:, None]
+    acc = tl.dot(weight.to(q.dtype), v.to(q.dtype), acc, input_precision="ieee")
+    return acc, higher, total
+
 
 @triton.jit
 def _attend(
-    q, acc, peak, total, position, live, floor, last, k_ptr, v_ptr, table_ptr, seq_len,
+    q, acc, peak, total, position, live, floor, full, last, k_ptr, v_ptr, table_ptr, seq_len,
     stride_page, stride_token, scale,
     PAGE: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
 ):  # fmt: skip
     """Keys floor..last for q [M, D] at `position` [M], in blocks that start at multiples of BLOCK.
+    Every row sees all keys below `full`, a multiple of BLOCK that is 0 where that cannot be said.
 
     Keys below `floor` and from seq_len on are never loaded: their pages may be gone."""
-    dims = tl.arange(0, DIM_PAD)
-    inside = dims < DIM
-    for start in range(floor // BLOCK * BLOCK, last, BLOCK):
-        key = start + tl.arange(0, BLOCK)
-        held = (key < seq_len) & (key >= floor)
-        page = tl.load(table_ptr + key // PAGE, mask=held, other=0).to(tl.int64)
-        where = page * stride_page + (key % PAGE) * stride_token
-        k = tl.load(
-            k_ptr + where[None, :] + dims[:, None], mask=held[None, :] & inside[:, None], other=0.0
-        )
-        score = tl.dot(q, k.to(q.dtype), input_precision="ieee") * scale
-        if SOFTCAP > 0.0:
-            score = SOFTCAP * (2.0 * tl.sigmoid(2.0 * score / SOFTCAP) - 1.0)  # tanh
-        seen = (key[None, :] <= position[:, None]) & live[:, None]
-        if WINDOW > 0:
-            seen = seen & (key[None, :] > position[:, None] - WINDOW)
-        score = tl.where(seen, score, float("-inf"))
-        higher = tl.maximum(peak, tl.max(score, 1))
-        base = tl.where(higher == float("-inf"), 0.0, higher)
-        weight = tl.exp(score - base[:, None])
-        shrink = tl.exp(peak - base)
-        v = tl.load(
-            v_ptr + where[:, None] + dims[None, :], mask=held[:, None] & inside[None, :], other=0.0
-        )
-        total = total * shrink + tl.sum(weight, 1)
-        acc = acc * shrink[:, None]
-        acc = tl.dot(weight.to(q.dtype), v.to(q.dtype), acc, input_precision="ieee")
-        peak = higher
+    first = floor // BLOCK * BLOCK
+    for start in range(first, full, BLOCK):
+        acc, peak, total = _block(
+            q, acc, peak, total, start, position, live, floor, k_ptr, v_ptr, table_ptr, seq_len,
+            stride_page, stride_token, scale, PAGE, DIM, DIM_PAD, BLOCK, WINDOW, SOFTCAP, False,
+        )  # fmt: skip
+    for start in range(tl.maximum(first, full), last, BLOCK):
+        acc, peak, total = _block(
+            q, acc, peak, total, start, position, live, floor, k_ptr, v_ptr, table_ptr, seq_len,
+            stride_page, stride_token, scale, PAGE, DIM, DIM_PAD, BLOCK, WINDOW, SOFTCAP, True,
+        )  # fmt: skip
     return acc, peak, total
 
 
@@ -68,11 +106,26 @@ def _begin(
     acc = tl.zeros([ROWS, DIM_PAD], tl.float32)
     if SINKS:
         peak = tl.load(sink_ptr + heads, mask=with_sink, other=float("-inf")).to(tl.float32)
+        peak = peak * LOG2E
         total = tl.where(with_sink, 1.0, 0.0)
     else:
         peak = tl.full([ROWS], float("-inf"), tl.float32)
         total = tl.zeros([ROWS], tl.float32)
     return acc, peak, total
+
+
+@triton.jit
+def _owner(tile, seqs, q_start_ptr, TOKENS: tl.constexpr):
+    """Sequence i owns the tiles from q_start[i] // TOKENS + i: enough for all its queries, so that
+    a program finds its sequence by bisection without a table from the host."""
+    low, high = 0, seqs
+    while high - low > 1:
+        middle = (low + high) // 2
+        if tl.load(q_start_ptr + middle) // TOKENS + middle <= tile:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 @triton.jit(do_not_specialize=["seqs"])
@@ -82,30 +135,21 @@ def tiled(
     HEADS: tl.constexpr, SHARED: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
     PAGE: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
-    LEAST: tl.constexpr, PDL: tl.constexpr,
+    LEAST: tl.constexpr, UNIFORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of TOKENS queries (times SHARED heads = ROWS rows) and key head.
-    Sequences with fewer than LEAST queries belong to `split`.
-
-    Sequence i owns the tiles from q_start[i] // TOKENS + i: enough for all its queries, so that a
-    program finds its sequence by bisection without a table from the host. Late tiles of a causal
-    prompt take longest, so they come first.
+    Sequences with fewer than LEAST queries belong to `split`. UNIFORM: every block is computed
+    the same way, so that a row's bits do not depend on the others of its tile. Late tiles of a
+    causal prompt take longest, so they come first.
     """
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
     tile, head = tl.num_programs(1) - 1 - tl.program_id(1), tl.program_id(0)
-    low, high = 0, seqs
-    while high - low > 1:
-        middle = (low + high) // 2
-        if tl.load(q_start_ptr + middle) // TOKENS + middle <= tile:
-            low = middle
-        else:
-            high = middle
-    seq = low
+    seq = _owner(tile, seqs, q_start_ptr, TOKENS)
     q_begin = tl.load(q_start_ptr + seq)
     q_len = tl.load(q_start_ptr + seq + 1) - q_begin
-    number = tile - (q_begin // TOKENS + low)
+    number = tile - (q_begin // TOKENS + seq)
     if (q_len < LEAST) | (number * TOKENS >= q_len):
         return
     seq_len = tl.load(seq_len_ptr + seq)
@@ -123,11 +167,13 @@ def tiled(
     acc, peak, total = _begin(sink_ptr, heads, live, ROWS, DIM_PAD, SINKS)
     lowest = seq_len - q_len + number * TOKENS
     last = tl.minimum(lowest + TOKENS, seq_len)
-    floor = 0
+    floor, full = 0, 0
     if WINDOW > 0:
         floor = tl.maximum(lowest - WINDOW + 1, 0)
+    elif not UNIFORM:
+        full = (lowest + 1) // BLOCK * BLOCK
     acc, peak, total = _attend(
-        q, acc, peak, total, seq_len - q_len + token, live, floor, last,
+        q, acc, peak, total, seq_len - q_len + token, live, floor, full, last,
         k_ptr + head * stride_head, v_ptr + head * stride_head, table_ptr + seq * stride_table,
         seq_len, stride_page, stride_token, scale, PAGE, DIM, DIM_PAD, BLOCK, WINDOW, SOFTCAP,
     )  # fmt: skip
@@ -147,10 +193,13 @@ def split(
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
     MIXED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Decode: one program per sequence, key head and part of the visible keys. With one part
-    (PARTS false) the result is final, otherwise `merge` puts the parts together. In a batch that
-    only decodes, token and sequence have the same index and empty sequences give zeros; in a mixed
-    one the sequences that do not compute exactly one token are left to `tiled`."""
+    """Decode: one program per sequence, key head and part of the visible keys. Without PARTS the
+    result is final, otherwise `merge` puts the parts together. (The last program to finish could do
+    that, but one after the other the parts take longer to read than the launch of `merge` takes.)
+
+    In a batch that only decodes, token and sequence have the same index and empty sequences give
+    zeros; in a mixed one the sequences that do not compute exactly one token are left to `tiled`.
+    """
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
@@ -180,22 +229,20 @@ def split(
         )
         position = tl.zeros([ROWS], tl.int32) + seq_len - 1
         acc, peak, total = _attend(
-            q, acc, peak, total, position, live, tl.maximum(first, floor), last,
+            q, acc, peak, total, position, live, tl.maximum(first, floor), 0, last,
             k_ptr + head * stride_head, v_ptr + head * stride_head,
             table_ptr + seq * stride_table, seq_len, stride_page, stride_token, scale,
             PAGE, DIM, DIM_PAD, BLOCK, WINDOW, SOFTCAP,
         )  # fmt: skip
     result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     if not PARTS:
-        tl.store(
-            out_ptr + token * stride_out + heads[:, None] * DIM + dims[None, :],
-            result.to(out_ptr.dtype.element_ty), mask=mask,
-        )  # fmt: skip
+        at = out_ptr + token * stride_out + heads[:, None] * DIM + dims[None, :]
+        tl.store(at, result.to(out_ptr.dtype.element_ty), mask=mask)
     else:
-        slot = (seq * HEADS + heads).to(tl.int64) * splits + part
-        tl.store(part_ptr + slot[:, None] * DIM + dims[None, :], result, mask=mask)
-        lse = tl.where(total == 0.0, float("-inf"), peak + tl.log(total))
-        tl.store(lse_ptr + slot, lse, mask=rows < SHARED)
+        at = (seq * HEADS + heads).to(tl.int64) * splits + part
+        tl.store(part_ptr + at[:, None] * DIM + dims[None, :], result, mask=mask)
+        lse = tl.where(total == 0.0, float("-inf"), peak + tl.log2(total))
+        tl.store(lse_ptr + at, lse, mask=live)
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -204,7 +251,7 @@ def merge(
     HEADS: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, SPLITS_PAD: tl.constexpr,
     MIXED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """o = sum over parts of exp(lse - max) part / sum of exp(lse - max)"""
+    """o = sum over parts of 2^(lse - max) part / sum of 2^(lse - max)"""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
@@ -219,7 +266,7 @@ def merge(
     slot = (seq * HEADS + head).to(tl.int64) * splits + parts
     lse = tl.load(lse_ptr + slot, mask=parts < splits, other=float("-inf"))
     empty = tl.load(seq_len_ptr + seq) == 0
-    weight = tl.where(empty, 0.0, tl.exp(lse - tl.max(lse, 0)))
+    weight = tl.where(empty, 0.0, tl.exp2(lse - tl.max(lse, 0)))
     mask = (parts < splits)[:, None] & (dims < DIM)[None, :]
     value = tl.load(part_ptr + slot[:, None] * DIM + dims[None, :], mask=mask, other=0.0)
     result = tl.sum(value * weight[:, None], 0) / tl.where(empty, 1.0, tl.sum(weight, 0))

@@ -1,0 +1,1 @@
+"""Constraints on output: from a JSON schema, pattern or grammar to the tokens allowed next."""

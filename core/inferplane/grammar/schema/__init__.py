@@ -1,0 +1,1 @@
+"""JSON schemas rewritten, without changing what they allow, into what a grammar engine enforces."""
