@@ -8,26 +8,31 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from inferplane_triton.attention import next_power
-from inferplane_triton.kernels import gemv, quantize, tiles
+from inferplane_triton.kernels import gemv, nibbles, quantize, tiles
 from inferplane_triton.packed import Bytes, Nibbles
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+SEVERAL = 4
+"""rows of x that several_rows takes at most"""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
-    """How a product with one row is cut: `rows` of W and `block` stored values a step."""
+    """How a product with one row is cut: `rows` of W and `block` values a step."""
 
     rows: int
     block: int
     warps: int = 4
     pdl: bool = False
+    """starts while the kernel before it ends, where the device can"""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """How a product by matrix units is cut. int4: `block` is 128 times a step's chunks."""
+    """How a product by matrix units is cut. int4: `block` is a chunk's, four planes of K."""
 
     rows: int
     block: int
@@ -38,6 +43,9 @@ class Tile:
     """rows of x in a tile at most"""
     wide: int = 1
     serial: bool = False
+    ahead: int = 0
+    """cache lines of each row that come to L2 before the wait, with pdl"""
+    pdl: bool = False
 
     def m_pad(self, rows: int) -> int:
         return min(self.most, max(16, next_power(rows)))
@@ -65,7 +73,7 @@ def dense_row(x: "Tensor", w: "Tensor", bias: "Tensor | None", y: "Tensor", cut:
     """x [1, K] @ W [N, K].T"""
     gemv.one_row[(w.shape[0] // cut.rows,)](
         x, w, bias, y, w.shape[1], ROWS=cut.rows, BLOCK=cut.block, BIAS=bias is not None,
-        PDL=cut.pdl, num_warps=cut.warps, **_pdl(cut),
+        PDL=cut.pdl, num_warps=cut.warps, **_pdl(cut.pdl),
     )  # fmt: skip
 
 
@@ -74,21 +82,22 @@ def w8_row(x: "Tensor", w: Bytes, bias: "Tensor | None", y: "Tensor", cut: Row) 
     gemv.one_row_w8[(w.values.shape[0] // cut.rows,)](
         x, w.input_scale, w.values, w.scale, bias, y, w.values.shape[1],
         ROWS=cut.rows, BLOCK=cut.block, BLOCKED=w.blocked, DYNAMIC=w.activation and not static,
-        STATIC=static, BIAS=bias is not None, PDL=cut.pdl, num_warps=cut.warps, **_pdl(cut),
+        STATIC=static, BIAS=bias is not None, PDL=cut.pdl, num_warps=cut.warps, **_pdl(cut.pdl),
     )  # fmt: skip
 
 
-def int4_row(x: "Tensor", w: Nibbles, bias: "Tensor | None", y: "Tensor", cut: Row) -> None:
-    gemv.one_row_int4[(w.words.shape[0] // cut.rows,)](
-        x, w.words, w.scale, w.offset, bias, y, *w.words.shape,
-        ROWS=cut.rows, BLOCK=cut.block, GROUP=w.group, ASYMMETRIC=w.offset is not None,
-        BIAS=bias is not None, PDL=cut.pdl, num_warps=cut.warps, **_pdl(cut),
+def several_rows(x: "Tensor", w: "Tensor", bias: "Tensor | None", y: "Tensor", cut: Row) -> None:
+    """x [M, K] @ W [N, K].T for M up to SEVERAL"""
+    rows, (columns, width) = x.shape[0], w.shape
+    gemv.several_rows[(columns // cut.rows,)](
+        x, w, bias, y, rows, columns, width, ROWS=cut.rows, M_PAD=SEVERAL,
+        BLOCK=cut.block, BIAS=bias is not None, PDL=cut.pdl, num_warps=cut.warps, **_pdl(cut.pdl),
     )  # fmt: skip
 
 
-def _pdl(cut: Row) -> dict[str, Any]:
+def _pdl(pdl: bool) -> dict[str, Any]:
     """Only compilers for NVIDIA know the option."""
-    return {"launch_pdl": True} if cut.pdl else {}
+    return {"launch_pdl": True} if pdl else {}
 
 
 def _grid(rows: int, columns: int, cut: Tile) -> tuple[int, int, int]:
@@ -104,8 +113,8 @@ def dense_tiles(
     tiles.dense[_grid(rows, columns, cut)](
         x, w, bias, y, scratch.part, scratch.count, rows, columns, width, x.stride(0),
         cut.chunk(width), ROWS=cut.rows, M_PAD=cut.m_pad(rows), BLOCK=cut.block, SPLIT=cut.split,
-        SERIAL=cut.serial, WIDE=cut.wide, BIAS=bias is not None,
-        num_warps=cut.warps, num_stages=cut.stages,
+        SERIAL=cut.serial, WIDE=cut.wide, BIAS=bias is not None, AHEAD=cut.ahead, PDL=cut.pdl,
+        num_warps=cut.warps, num_stages=cut.stages, **_pdl(cut.pdl),
     )  # fmt: skip
 
 
@@ -113,54 +122,53 @@ def w8_tiles(
     x: "Tensor", scale: "Tensor | None", w: Bytes, bias: "Tensor | None", y: "Tensor",
     cut: Tile, scratch: Scratch,
 ) -> None:  # fmt: skip
-    """x of W's type with its scale, or of y's type without: then the kernel quantizes it."""
+    """x of W's type with its scale, or of y's type without"""
     rows, (columns, width) = x.shape[0], w.values.shape
-    if scale is not None:
-        source = "quantized"
-    elif w.activation:
-        source = "dynamic" if w.input_scale is None else "static"
-    else:
-        source = "plain"
     tiles.w8[_grid(rows, columns, cut)](
-        x, w.input_scale if scale is None else scale, w.values, w.scale, bias, y,
+        x, scale, w.values, w.scale, bias, y,
         scratch.part, scratch.count, rows, columns, width, x.stride(0), cut.chunk(width),
         ROWS=cut.rows, M_PAD=cut.m_pad(rows), BLOCK=cut.block, SPLIT=cut.split, WIDE=cut.wide,
-        BLOCKED=w.blocked, INPUT=source, BIAS=bias is not None,
-        num_warps=cut.warps, num_stages=cut.stages,
+        BLOCKED=w.blocked, INPUT=scale is not None, BIAS=bias is not None, AHEAD=cut.ahead,
+        PDL=cut.pdl, num_warps=cut.warps, num_stages=cut.stages, **_pdl(cut.pdl),
     )  # fmt: skip
+
+
+def _ptx(x: "Tensor") -> bool:
+    """Whether the kernels may contain instructions of NVIDIA's GPUs"""
+    import torch
+
+    return x.device.type != "cpu" and torch.version.cuda is not None
 
 
 def int4_tiles(
     x: "Tensor", w: Nibbles, bias: "Tensor | None", y: "Tensor", cut: Tile, scratch: Scratch
 ) -> None:
-    rows, (columns, words) = x.shape[0], w.words.shape
-    tiles.int4[_grid(rows, columns, cut)](
-        x, w.words, w.scale, w.offset, bias, y, scratch.part, scratch.count,
-        rows, columns, words, x.stride(0), cut.chunk(8 * words) // 128,
-        ROWS=cut.rows, M_PAD=cut.m_pad(rows), GROUP=w.group, CHUNKS=cut.block // 128,
-        SPLIT=cut.split, ASYMMETRIC=w.offset is not None, BIAS=bias is not None,
-        num_warps=cut.warps, num_stages=cut.stages,
+    rows, columns, split = x.shape[0], w.numbers.shape[0], cut.split
+    nibbles.int4[_grid(rows, columns, cut)](
+        x, w.numbers, w.scale, w.offset, bias, y, scratch.part, scratch.count,
+        rows, columns, w.width, x.stride(0), w.chunks, -(-w.chunks // split),
+        ROWS=cut.rows, M_PAD=cut.m_pad(rows), PLANE=w.plane, SPLIT=split, WIDE=cut.wide,
+        ASYMMETRIC=w.offset is not None, BIAS=bias is not None, AHEAD=cut.ahead, PDL=cut.pdl,
+        PTX=_ptx(x), num_warps=cut.warps, num_stages=cut.stages, **_pdl(cut.pdl),
     )  # fmt: skip
 
 
 def quantize_rows(
-    x: "Tensor", q: "Tensor", scale: "Tensor", input_scale: "Tensor | None", group: int
+    x: "Tensor", q: "Tensor", scale: "Tensor", input_scale: "Tensor | None", group: int, pdl: bool
 ) -> None:
     """x [M, K] -> q [M, K] and scale [M, K / group], or [M, 1] with group 0"""
     rows, width = x.shape
     wide = 1024 if group or input_scale is not None else next_power(width)
     quantize.rows[rows, -(-width // wide)](
         x, input_scale, q, scale, x.stride(0), width,
-        GROUP=group or wide, WIDTH=wide, STATIC=input_scale is not None,
-        num_warps=4 if wide <= 4096 else 8,
+        GROUP=group or wide, WIDTH=wide, STATIC=input_scale is not None, PDL=pdl,
+        num_warps=4 if wide <= 4096 else 8, **_pdl(pdl),
     )  # fmt: skip
 
 
 def dequantize_rows(w: Nibbles, first: int, out: "Tensor") -> None:
-    """Rows first... of W -> out [rows, K]; their number is a multiple of 16"""
-    columns, words = w.words.shape
-    block = min(64, next_power(words))
-    quantize.dequantize_int4[out.shape[0] // 16, -(-words // block)](
-        w.words, w.scale, w.offset, out, first, columns, words,
-        ROWS=16, BLOCK=block, GROUP=w.group, ASYMMETRIC=w.offset is not None, num_warps=4,
+    """Rows first... of W -> out [rows, K]; their number is a multiple of 64"""
+    nibbles.dequantize[w.chunks, out.shape[0] // 64](
+        w.numbers, w.scale, w.offset, out, first, w.numbers.shape[0], w.width, w.chunks,
+        ROWS=64, PLANE=w.plane, ASYMMETRIC=w.offset is not None, PTX=_ptx(out), num_warps=4,
     )  # fmt: skip

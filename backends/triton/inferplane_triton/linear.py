@@ -12,6 +12,7 @@ from inferplane.hw import Bound, BuildContext, Device, Reject, Support
 from inferplane.hw.op import describe
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
 from inferplane_triton import launch, tuning
+from inferplane_triton.attention import overlapped
 from inferplane_triton.launch import Scratch, Tile
 
 if TYPE_CHECKING:
@@ -36,15 +37,19 @@ def _supports(spec: LinearSpec | LogitsSpec, in_features: int, columns: int) -> 
     return None
 
 
-def scratch_for(cut: Tile, columns: int, ctx: BuildContext) -> Callable[[], Scratch]:
-    """Memory of a split product: parts are shared by all products of the device, which run one
-    after the other; counters are zero between them and belong to one product."""
+def scratch_for(
+    cuts: list[tuple[int, Tile]], columns: int, ctx: BuildContext
+) -> Callable[[], Scratch]:
+    """Memory of a split product that has (at most so many rows of x, this tile): parts are shared
+    by all products of the device, which run one after the other (kernels/tiles.py on PDL);
+    counters are zero between them and belong to one product."""
     import torch
 
-    if cut.split == 1:
+    cuts = [(rows, cut) for rows, cut in cuts if cut.split > 1]
+    if not cuts:
         return Scratch
-    needed = cut.part_bytes(tuning.FEW, columns)
-    tiles = columns // cut.rows * -(-tuning.FEW // min(cut.most, tuning.FEW))
+    needed = max(cut.part_bytes(rows, columns) for rows, cut in cuts)
+    tiles = max(columns // cut.rows * -(-rows // cut.m_pad(rows)) for rows, cut in cuts)
     count = torch.zeros(tiles, dtype=torch.int32, device=ctx.device.info.torch_device)
     ctx.device.workspace(KEY, needed)
     return lambda: Scratch(ctx.device.workspace(KEY, needed).view(torch.float32), count)
@@ -54,8 +59,11 @@ def own_or_library(columns: int, width: int, ctx: BuildContext) -> Product:
     """x[T, K] @ weight[N, K].T + bias"""
     from torch.nn.functional import linear
 
-    row, few = tuning.dense_row(columns, width), tuning.dense_few(columns, width)
-    scratch = scratch_for(few, columns, ctx)
+    pdl = bool(overlapped(ctx.device)["PDL"])
+    row = tuning.dense_row(columns, width, pdl)
+    several = tuning.dense_several(columns, width, pdl)
+    few = tuning.dense_few(columns, width, pdl)
+    scratch = scratch_for([(FEW_ROWS, few)], columns, ctx)
 
     def product(x: "Tensor", weight: "Tensor", bias: "Tensor | None") -> "Tensor":
         rows = x.shape[0]
@@ -64,6 +72,8 @@ def own_or_library(columns: int, width: int, ctx: BuildContext) -> Product:
         y = x.new_empty((rows, columns))
         if rows == 1:
             launch.dense_row(x, weight, bias, y, row)
+        elif several and rows <= launch.SEVERAL:
+            launch.several_rows(x, weight, bias, y, several)
         else:
             launch.dense_tiles(x, weight, bias, y, few, scratch())
         return y
@@ -73,13 +83,15 @@ def own_or_library(columns: int, width: int, ctx: BuildContext) -> Product:
 
 def invariant(columns: int, width: int, ctx: BuildContext) -> Product:
     """x[T, K] @ weight[N, K].T + bias; the bits of a row do not depend on the others"""
-    scratch = scratch_for(tuning.invariant(1, columns, width), columns, ctx)
+    pdl = bool(overlapped(ctx.device)["PDL"])
+    few = tuning.invariant(1, columns, width, pdl)
+    scratch = scratch_for([(tuning.FEW, few)], columns, ctx)
 
     def product(x: "Tensor", weight: "Tensor", bias: "Tensor | None") -> "Tensor":
         x = x.contiguous()
         y = x.new_empty((x.shape[0], columns))
         if x.shape[0]:
-            cut = tuning.invariant(x.shape[0], columns, width)
+            cut = tuning.invariant(x.shape[0], columns, width, pdl)
             launch.dense_tiles(x, weight, bias, y, cut, scratch())
         return y
 

@@ -31,14 +31,22 @@ class Bytes:
 
 @dataclass(frozen=True, slots=True)
 class Nibbles:
-    """int4 weights."""
+    """int4 weights [N, K] in chunks of four planes; see kernels/nibbles.py."""
 
-    words: "Tensor"
-    """i32 [N, K / 8]; nibble j of word 4 t + i is the weight of k = 32 t + 4 j + i"""
+    numbers: "Tensor"
+    """i16 [N, chunks * plane]; nibble j of number p in chunk c is the weight of
+    k = (4 c + j) plane + p, zero from K on"""
     scale: "Tensor"
-    """[K / group, N] f32, or f16 where that is exact"""
+    """of each plane: i64 [chunks, N], four of fp16, or f32 [4 chunks, N] where those are inexact"""
     offset: "Tensor | None"
-    group: int
+    width: int
+    """K"""
+    plane: int
+    """of K, with one scale: at most 128"""
+
+    @property
+    def chunks(self) -> int:
+        return self.numbers.shape[1] // self.plane
 
 
 def problem(scheme: Scheme, in_features: int, out_features: int) -> Reject | None:
@@ -88,24 +96,28 @@ def pack_nibbles(weight: QuantizedWeight) -> Nibbles:
     import torch
 
     n, k = weight.out_features, weight.in_features
-    # canonical: byte b of 32 values has k = 2 b and 2 b + 1; wanted: [i, j] of k = 4 j + i
-    pairs = weight.values.view(n, k // 32, 8, 2)  # [n, t, j, i / 2]
-    words = torch.zeros((n, k // 32, 4), dtype=torch.int32, device=pairs.device)
-    for nibble in range(8):
-        for half in range(2):
-            both = pairs[:, :, nibble, half].to(torch.int32)
-            words[:, :, 2 * half] |= (both & 15) << (4 * nibble)
-            words[:, :, 2 * half + 1] |= (both >> 4) << (4 * nibble)
+    plane = min(weight.scheme.group or k, max(GROUPS))
+    chunks = -(-k // (4 * plane))
+    low, high = weight.values & 15, weight.values >> 4
+    q = torch.stack([low, high], 2).view(n, k)
+    q = torch.nn.functional.pad(q, (0, chunks * 4 * plane - k)).view(n, chunks, 4, plane)
+    two = torch.stack([q[:, :, 0] | q[:, :, 1] << 4, q[:, :, 2] | q[:, :, 3] << 4], 3)
     return Nibbles(
-        words=words.view(n, k // 8),
-        scale=_narrow(weight.scale),
-        offset=None if weight.offset is None else _narrow(weight.offset),
-        group=weight.scheme.group or k,
+        numbers=two.view(torch.int16).view(n, chunks * plane),
+        scale=_of_planes(weight.scale, k // plane, chunks),
+        offset=None if weight.offset is None else _of_planes(weight.offset, k // plane, chunks),
+        width=k,
+        plane=plane,
     )
 
 
-def _narrow(scale: "Tensor") -> "Tensor":
-    """[N, groups] -> [groups, N]; checkpoints of fp16 scales keep them at half the bytes"""
-    turned = scale.T.contiguous()
-    half = turned.half()
-    return half if bool((half.float() == turned).all()) else turned
+def _of_planes(scale: "Tensor", planes: int, chunks: int) -> "Tensor":
+    """[N, groups] -> [chunks, N] of four fp16, or [4 chunks, N] where fp16 rounds"""
+    import torch
+
+    each = scale.repeat_interleave(planes // scale.shape[1], dim=1)
+    each = torch.nn.functional.pad(each, (0, 4 * chunks - planes))
+    half = each.half()
+    if bool((half.float() == each).all()):
+        return half.view(torch.int64).T.contiguous()
+    return each.float().T.contiguous()

@@ -1,11 +1,11 @@
 """linear and logits over quantized weights: FP8 and INT8 (with or without quantized inputs) and
 INT4 weight-only.
 
-One row runs without matrix units and quantizes its input on the way; up to FUSED rows the tile
-kernel does the same; from there on one small kernel quantizes the input before. Many rows of FP8
-go to the library's product where it has one, many rows of INT4 are multiplied by a part of W at a
-time that was turned back to the op's type and still is in L2. As the kernel depends on the number
-of rows, so do the last bits.
+One row of FP8 or INT8 runs without matrix units and quantizes its input on the way, where that is
+faster; otherwise one small kernel quantizes the input before. Many rows of FP8 go to the library's
+product where it has one, many rows of INT4 are multiplied by a part of W at a time that was turned
+back to the op's type and still is in L2. As the kernel depends on the number of rows, so do the
+last bits.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,16 +15,15 @@ from inferplane.hw.op import describe
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
 from inferplane.hw.quantization import QuantizedWeight
 from inferplane_triton import launch, tuning
+from inferplane_triton.attention import overlapped
 from inferplane_triton.linear import finished, scratch_for
 from inferplane_triton.packed import Bytes, Nibbles, pack_bytes, pack_nibbles, problem
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FUSED = 8
-"""rows of x whose largest values cost less to find in every program than in a launch"""
-NIBBLES_FEW = 64
-"""rows of x up to which INT4 weights are multiplied from the nibbles"""
+NIBBLES_FEW = 128
+"""rows of x up to which INT4 weights are multiplied from the nibbles (estimated)"""
 PART_BYTES = 32 << 20
 """of dequantized weights at a time: less than the L2 of the GPUs that this is for (H100: 50 MB)"""
 KEY = "triton.dequantized"
@@ -64,9 +63,13 @@ class BytesProduct:
         self._static = spec.scheme.static
         self._blocked = bool(spec.scheme.group)
         self._input = getattr(torch, spec.scheme.activation) if spec.scheme.activation else None
-        self._row = tuning.bytes_row(columns, width)
-        self._few = tuning.bytes_few(columns, width, self._blocked)
-        self._many = tuning.bytes_many(columns)
+        self._pdl = bool(overlapped(ctx.device)["PDL"])
+        self._row = tuning.bytes_row(columns, width, bool(self._input), self._pdl)
+        self._few = [
+            (rows, tuning.bytes_few(rows, columns, width, self._blocked, self._pdl))
+            for rows in (32, tuning.FEW)
+        ]
+        self._many = tuning.bytes_many(columns, self._pdl)
         self._scratch = scratch_for(self._few, columns, ctx)
         # row-wise scales of the library's product come with bfloat16 results only
         self._library = (
@@ -85,18 +88,16 @@ class BytesProduct:
         y = x.new_empty((rows, w.values.shape[0]))
         if rows == 0:
             return y
-        if rows == 1:
+        if rows == 1 and self._row:
             launch.w8_row(x, w, bias, y, self._row)
             return y
-        if self._input is None or rows <= FUSED:
-            cut = self._few if rows <= tuning.FEW else self._many
-            launch.w8_tiles(x, None, w, bias, y, cut, self._scratch())
-            return y
-        q, scale = self.quantize(x, w)
-        if rows > tuning.FEW and self._library:
-            return self._scaled_mm(q, scale, w, bias)
-        cut = self._few if rows <= tuning.FEW else self._many
-        launch.w8_tiles(q, scale, w, bias, y, cut, self._scratch())
+        scale = None
+        if self._input:
+            x, scale = self.quantize(x, w)
+            if rows > tuning.FEW and self._library:
+                return self._scaled_mm(x, scale, w, bias)
+        cut = next((few for most, few in self._few if rows <= most), self._many)
+        launch.w8_tiles(x, scale, w, bias, y, cut, self._scratch())
         return y
 
     def quantize(self, x: "Tensor", w: Bytes) -> "tuple[Tensor, Tensor]":
@@ -106,7 +107,7 @@ class BytesProduct:
         q = torch.empty_like(x, dtype=self._input)
         groups = width // self._group if self._group else 1
         scale = x.new_empty((rows, groups), dtype=torch.float32)
-        launch.quantize_rows(x, q, scale, w.input_scale, self._group)
+        launch.quantize_rows(x, q, scale, w.input_scale, self._group, self._pdl)
         return q, scale
 
     def _scaled_mm(self, q: "Tensor", scale: "Tensor", w: Bytes, bias: "Tensor | None") -> "Tensor":
@@ -122,9 +123,14 @@ class NibblesProduct:
     """x @ W.T + bias with INT4 weights"""
 
     def __init__(self, spec: LinearSpec | LogitsSpec, columns: int, width: int, ctx: BuildContext):
+        assert spec.scheme is not None
         self._device = ctx.device
-        self._row = tuning.nibbles_row(columns, width)
-        self._few = tuning.nibbles_few(columns, width)
+        plane = min(spec.scheme.group or width, 128)
+        pdl = bool(overlapped(ctx.device)["PDL"])
+        self._few = [
+            (rows, tuning.nibbles_few(rows, columns, width, plane, pdl))
+            for rows in (16, tuning.FEW, NIBBLES_FEW)
+        ]
         self._scratch = scratch_for(self._few, columns, ctx)
         size = 4 if spec.dtype == "float32" else 2
         self._part = max(64, min(columns, PART_BYTES // (size * width) // 64 * 64))
@@ -139,15 +145,13 @@ class NibblesProduct:
 
         x = x.contiguous()
         rows, width = x.shape
-        columns = w.words.shape[0]
+        columns = w.numbers.shape[0]
         y = x.new_empty((rows, columns))
         if rows == 0:
             return y
-        if rows == 1:
-            launch.int4_row(x, w, bias, y, self._row)
-            return y
-        if rows <= NIBBLES_FEW:
-            launch.int4_tiles(x, w, bias, y, self._few, self._scratch())
+        few = next((few for most, few in self._few if rows <= most), None)
+        if few:
+            launch.int4_tiles(x, w, bias, y, few, self._scratch())
             return y
         held = self._device.workspace(KEY, self._bytes)[: self._bytes].view(x.dtype)
         for first in range(0, columns, self._part):

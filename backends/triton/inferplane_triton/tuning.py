@@ -1,12 +1,17 @@
-"""Which tile serves a product, by its shape. Measured on one H100 with ci/bench/gpu/linears.py;
-what has not been measured there says so."""
+"""Which tile serves a product, by its shape. Measured on one H100 with ci/bench/gpu/linears.py
+where that is said; what is marked (estimated) has not been measured there.
+
+Few different tiles: each is a compilation for every M_PAD, and a model's start waits for them.
+"""
 
 from inferplane_triton.launch import Row, Tile
 
 FEW = 64
 """rows of x up to which W's bytes are the limit"""
-PROGRAMS = 264
-"""two for each multiprocessor of an H100: enough loads in flight to read at full speed"""
+PROCESSORS = 132
+"""multiprocessors of an H100; twice as many programs keep enough loads in flight"""
+SMALL = 1 << 23
+"""elements of W whose read takes less than a tile's start and end"""
 
 
 def divisor(width: int, most: int) -> int:
@@ -14,55 +19,74 @@ def divisor(width: int, most: int) -> int:
     return min(most, width & -width)
 
 
-def dense_row(columns: int, width: int) -> Row:
-    block = divisor(width, 1024)
-    return Row(rows=1 if columns * width < 1 << 23 else 4, block=block)
+def dense_row(columns: int, width: int, pdl: bool) -> Row:
+    """Within 2 % of the best at the shapes of Llama-3-8B and Qwen3-0.6B."""
+    return Row(rows=1 if width > 1024 else 4, block=divisor(width, 1024), pdl=pdl)
 
 
-def bytes_row(columns: int, width: int) -> Row:
+def dense_several(columns: int, width: int, pdl: bool) -> Row | None:
+    """For 2 to 4 rows of x and small W (estimated)."""
+    if columns * width > SMALL:
+        return None
+    return Row(rows=2, block=divisor(width, 1024), pdl=pdl)
+
+
+def dense_few(columns: int, width: int, pdl: bool) -> Tile:
+    """Up to 32 rows; 64 columns of 4096 inputs fare best without a split, 14336 with one."""
+    tiles, steps = columns // 64, width // 128
+    split = 4 if tiles <= 32 or tiles <= 64 < steps else 1
+    return Tile(64, 128, _possible(split, steps), warps=4, stages=5, ahead=8, pdl=pdl)
+
+
+def bytes_row(columns: int, width: int, quantized: bool, pdl: bool) -> Row | None:
+    """None where quantizing the input in a kernel of its own and a tile are faster."""
+    if quantized and columns * width > 1 << 26:
+        return None
     block = divisor(width, 2048)
-    return Row(rows=4, block=block, warps=max(1, block // 512))
+    return Row(rows=4, block=block, warps=max(1, block // 512), pdl=pdl)
 
 
-def nibbles_row(columns: int, width: int) -> Row:
-    """A warp's loads are 128 words; warps stand along K, so that scales need no exchange."""
-    block = divisor(width // 8, 512)
-    return Row(rows=4, block=block, warps=max(1, block // 128))
+def bytes_few(rows: int, columns: int, width: int, blocked: bool, pdl: bool) -> Tile:
+    few = rows <= 32
+    block = 128 if blocked or not few else divisor(width, 256)
+    split = (4 if few else 2) if columns <= 64 * 64 else 1
+    stages = 4 if block == 256 else 6
+    split = _possible(split, width // block)
+    return Tile(64, block, split, warps=4, stages=stages, ahead=8, pdl=pdl)
 
 
-def split_for(columns: int, width: int, rows: int, block: int, most: int = 8) -> int:
-    """Parts of K that give enough programs, each with at least two steps."""
-    split = 1
-    while split < most and columns // rows * split < PROGRAMS and width >= 4 * block * split:
-        split *= 2
-    return split
-
-
-def dense_few(columns: int, width: int) -> Tile:
-    return Tile(64, 128, split_for(columns, width, 64, 128), warps=4, stages=5)
-
-
-def bytes_few(columns: int, width: int, blocked: bool) -> Tile:
-    block = 128 if blocked else divisor(width, 256)
-    return Tile(64, block, split_for(columns, width, 64, block), warps=4, stages=4)
-
-
-def bytes_many(columns: int) -> Tile:
+def bytes_many(columns: int, pdl: bool) -> Tile:
     rows = 128 if columns % 128 == 0 else 64
-    return Tile(rows, 128, warps=8, stages=3, most=128, wide=8)
+    return Tile(rows, 128, warps=8, stages=3, most=128, wide=8, pdl=pdl)
 
 
-def nibbles_few(columns: int, width: int) -> Tile:
-    chunks = divisor(width // 128, 4)
-    split = split_for(columns, width, 32, 128 * chunks)
-    return Tile(32, 128 * chunks, split, warps=chunks, stages=4, most=32)
+def nibbles_few(rows: int, columns: int, width: int, plane: int, pdl: bool) -> Tile:
+    """(estimated) Registers and shared memory leave room for two programs of up to 16 rows of x
+    on a multiprocessor and for one of more; those are tall, because each tile of W reads x."""
+    tall = rows > 16 and columns % 128 == 0
+    height, warps, stages = (128, 8, 2) if tall else (64, 4, 4 if rows <= 16 else 2)
+    programs = PROCESSORS if rows > 16 else 2 * PROCESSORS
+    split, chunks = 1, width // (4 * plane)
+    while split < 4 and columns // height * split * 2 <= programs and chunks >= 4 * split:
+        split *= 2
+    if plane < 128:
+        stages += 4
+    wide = 8 if rows > 16 else 1
+    return Tile(height, 4 * plane, split, warps, stages, wide=wide, ahead=4, pdl=pdl)
 
 
-def invariant(rows: int, columns: int, width: int) -> Tile:
+def invariant(rows: int, columns: int, width: int, pdl: bool) -> Tile:
     """`split` depends on W's shape alone and the unit is wgmma throughout: see kernels/tiles.py.
     `rows` only chooses what does not change the order of an element's sum."""
-    split = split_for(columns, width, 64, 128, most=4)
+    split = dense_few(columns, width, pdl).split
     if rows <= FEW:
-        return Tile(64, 128, split, warps=4, stages=5)
+        return Tile(64, 128, split, warps=4, stages=5, ahead=8, pdl=pdl)
     tall = 128 if columns % 128 == 0 else 64
-    return Tile(tall, 64, split, warps=tall // 16, stages=4, most=128, wide=8, serial=True)
+    return Tile(tall, 64, split, warps=tall // 16, stages=4, most=128, wide=8, serial=True, pdl=pdl)
+
+
+def _possible(split: int, steps: int) -> int:
+    """Each part has at least two steps."""
+    while split > 1 and steps < 2 * split:
+        split //= 2
+    return split

@@ -1,7 +1,7 @@
 """Problems and candidate kernels for linears.py: what is measured, without how."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -123,9 +123,11 @@ def _shape_of(kind: str, columns: int, width: int) -> Any:
     if scheme is None:
         return empty(torch.bfloat16, columns, width)
     if scheme.weight == "int4":
-        scale = empty(torch.float16, width // scheme.group, columns)
+        chunks = width // (4 * scheme.group)
+        scale = empty(torch.int64, chunks, columns)
         offset = scale if scheme.asymmetric else None
-        return Nibbles(empty(torch.int32, columns, width // 8), scale, offset, scheme.group)
+        numbers = empty(torch.int16, columns, width // 4)
+        return Nibbles(numbers, scale, offset, width, scheme.group)
     blocked = bool(scheme.group)
     shape = (columns // 128, width // 128) if blocked else (columns,)
     values = empty(getattr(torch, scheme.weight), columns, width)
@@ -141,7 +143,9 @@ def _clone(weight: Any) -> Any:
             weight.input_scale,
         )  # fmt: skip
     offset = None if weight.offset is None else weight.offset.clone()
-    return Nibbles(weight.words.clone(), weight.scale.clone(), offset, weight.group)
+    return replace(
+        weight, numbers=weight.numbers.clone(), scale=weight.scale.clone(), offset=offset
+    )
 
 
 class Shared:
@@ -174,39 +178,45 @@ def _fits(p: Problem, cut: Tile) -> bool:
     )  # fmt: skip
 
 
+def _starts(cut: Tile, lines: tuple[int, ...] = (8,)) -> list[Tile]:
+    """The tile as it is, starting early, and starting early with W on its way"""
+    early = replace(cut, pdl=True, ahead=0)
+    return [early, *(replace(early, ahead=n) for n in lines), replace(cut, pdl=False, ahead=0)]
+
+
 def _dense(p: Problem, i: Inputs, shared: Shared) -> Iterator[tuple[str, Run]]:
     def library(c: int) -> None:
         torch.mm(i.x, p.weights[c].T, out=i.y)
 
     yield "cublas", library
     if p.rows == 1:
-        cuts = [tuning.dense_row(p.columns, p.width)]
-        for rows, most, warps in (
-            (1, 1024, 4), (2, 1024, 4), (4, 1024, 4), (8, 1024, 4), (2, 2048, 4), (4, 2048, 8),
-            (1, 2048, 4), (4, 512, 2), (1, 512, 2), (2, 512, 2),
-        ):  # fmt: skip
-            cuts.append(Row(rows, tuning.divisor(p.width, most), warps))
-        cuts += [Row(c.rows, c.block, c.warps, pdl=True) for c in (cuts[0], cuts[1], cuts[3])]
-        for cut in dict.fromkeys(cuts):
+        cuts = [tuning.dense_row(p.columns, p.width, True)]
+        for rows, most, warps in ((1, 1024, 4), (2, 1024, 4), (4, 1024, 4), (1, 2048, 4)):
+            cuts.append(Row(rows, tuning.divisor(p.width, most), warps, pdl=True))
+        for cut in dict.fromkeys([*cuts, replace(cuts[0], pdl=False)]):
             yield _name("row", cut), _row(launch.dense_row, p, i, cut)
+    several = tuning.dense_several(p.columns, p.width, True)
+    if several and 1 < p.rows <= launch.SEVERAL:
+        cuts = [several]
+        for rows in (1, 2, 4):
+            for warps in (2, 4):
+                cuts.append(Row(rows, 256 * warps, warps, pdl=True))
+        for cut in dict.fromkeys([*cuts, replace(several, pdl=False)]):
+            yield _name("several", cut), _row(launch.several_rows, p, i, cut)
     if p.rows <= 64:
-        cuts_t = [tuning.dense_few(p.columns, p.width)]
-        for rows, block, warps, stages in (
-            (64, 128, 4, 5), (64, 256, 4, 3), (64, 64, 4, 6), (16, 256, 4, 4), (32, 128, 4, 5),
-        ):  # fmt: skip
+        own = tuning.dense_few(p.columns, p.width, True)
+        cuts_t = [own, *_starts(own, (4, 16))]
+        for rows, block, warps, stages in ((64, 128, 4, 5), (64, 256, 4, 3), (32, 128, 4, 5)):
             for split in (1, 2, 4, 8):
-                cuts_t.append(Tile(rows, block, split, warps, stages))
+                cuts_t += _starts(Tile(rows, block, split, warps, stages))[:2]
         for tile in dict.fromkeys(cuts_t):
             if _fits(p, tile) and _sensible(p, tile):
                 yield _name("tile", tile), _dense_tile(p, i, tile, shared)
-    invariant = [tuning.invariant(p.rows, p.columns, p.width)]
+    invariant = [tuning.invariant(p.rows, p.columns, p.width, True)]
     if p.rows > 64:
-        split = invariant[0].split
-        for rows, most, warps, stages in (
-            (128, 128, 8, 3), (128, 128, 8, 4), (128, 256, 8, 3), (64, 256, 4, 4), (128, 64, 4, 4),
-            (256, 128, 8, 3),
-        ):  # fmt: skip
-            tile = Tile(rows, 64, split, warps, stages, most, 8, True)
+        invariant.append(replace(invariant[0], pdl=False))
+        for rows, most, warps, stages in ((128, 128, 8, 3), (128, 64, 4, 4), (64, 128, 4, 4)):
+            tile = Tile(rows, 64, invariant[0].split, warps, stages, most, 8, True, pdl=True)
             if p.columns % rows == 0:
                 invariant.append(tile)
     for tile in dict.fromkeys(invariant):
@@ -224,44 +234,43 @@ def _bytes(p: Problem, i: Inputs, shared: Shared) -> Iterator[tuple[str, Run]]:
     groups = p.width // 128 if blocked else 1
     scale = torch.empty(p.rows, groups, device=p.device)
 
-    def prepare() -> None:
-        launch.quantize_rows(i.x, q, scale, None, 128 if blocked else 0)
+    def prepare(pdl: bool) -> None:
+        launch.quantize_rows(i.x, q, scale, None, 128 if blocked else 0, pdl)
 
-    prepare()
-    yield from _bytes_library(p, i, q, scale, prepare)
+    prepare(False)
     if p.rows == 1:
-        cuts = [tuning.bytes_row(p.columns, p.width)]
+        cuts = []
         for rows, most, warps in (
-            (4, 2048, 4), (8, 2048, 4), (2, 2048, 4), (4, 1024, 2), (8, 1024, 2), (4, 512, 1),
-            (2, 2048, 2), (16, 1024, 4), (4, 4096, 8), (1, 2048, 4),
+            (4, 2048, 4), (8, 2048, 4), (2, 2048, 4), (4, 1024, 2), (8, 1024, 2), (1, 2048, 4),
         ):  # fmt: skip
-            cuts.append(Row(rows, tuning.divisor(p.width, most), warps))
-        cuts += [Row(c.rows, c.block, c.warps, pdl=True) for c in cuts[1:4]]
+            cuts.append(Row(rows, tuning.divisor(p.width, most), warps, pdl=True))
         for cut in dict.fromkeys(cuts):
             yield _name("row", cut), _row(launch.w8_row, p, i, cut)
-    if p.rows <= 64:
-        cuts_t = [tuning.bytes_few(p.columns, p.width, blocked)]
-        for rows, block, warps, stages in (
-            (64, 128, 4, 6), (64, 256, 4, 4), (64, 512, 4, 3), (128, 128, 4, 4),
-        ):  # fmt: skip
-            for split in (1, 2, 4, 8):
-                cuts_t.append(Tile(rows, block, split, warps, stages))
-    else:
-        cuts_t = [tuning.bytes_many(p.columns)]
-        for rows, most, warps, stages in (
-            (128, 128, 8, 3), (128, 128, 8, 4), (128, 128, 4, 3), (64, 128, 4, 4), (128, 256, 8, 3),
-        ):  # fmt: skip
-            cuts_t.append(Tile(rows, 128, 1, warps, stages, most, 8))
-    for tile in dict.fromkeys(cuts_t):
+    for tile in _bytes_tiles(p, blocked):
         if not _fits(p, tile) or (p.rows <= 64 and not _sensible(p, tile)):
             continue
         if blocked and tile.block != 128:
             continue
-        if p.rows <= 64:
-            yield _name("fused", tile), _bytes_tile(p, i, tile, shared, None, None)
         yield _name("quant+tile", tile), _bytes_tile(p, i, tile, shared, (q, scale), prepare)
-        if tile == cuts_t[0]:
-            yield _name("tile alone", tile), _bytes_tile(p, i, tile, shared, (q, scale), None)
+    yield from _bytes_library(p, i, q, scale, lambda: prepare(True))
+
+
+def _bytes_tiles(p: Problem, blocked: bool) -> Iterator[Tile]:
+    if p.rows <= 64:
+        own = tuning.bytes_few(p.rows, p.columns, p.width, blocked, True)
+        cuts = [own, *_starts(own, (4, 16))]
+        for rows, block, warps, stages in (
+            (64, 256, 4, 4), (64, 128, 4, 6), (64, 512, 4, 3), (128, 128, 4, 4),
+        ):  # fmt: skip
+            for split in (1, 2, 4, 8):
+                cuts += _starts(Tile(rows, block, split, warps, stages))[1:2]
+    else:
+        cuts = [tuning.bytes_many(p.columns, True), tuning.bytes_many(p.columns, False)]
+        for rows, most, warps, stages in (
+            (128, 128, 8, 4), (128, 128, 4, 3), (64, 128, 4, 4), (128, 64, 4, 4), (128, 256, 8, 3),
+        ):  # fmt: skip
+            cuts.append(Tile(rows, 128, 1, warps, stages, most, 8, pdl=True))
+    yield from dict.fromkeys(cuts)
 
 
 def _bytes_library(
@@ -312,38 +321,38 @@ def _bytes_library(
 
 
 def _nibbles(p: Problem, i: Inputs, shared: Shared) -> Iterator[tuple[str, Run]]:
-    if p.rows == 1:
-        cuts = [tuning.nibbles_row(p.columns, p.width)]
-        for rows, most in (
-            (4, 512), (8, 512), (2, 512), (4, 256), (8, 256), (16, 256), (4, 128), (8, 128),
-            (16, 128), (1, 512), (4, 1024),
-        ):  # fmt: skip
-            block = tuning.divisor(p.width // 8, most)
-            cuts.append(Row(rows, block, max(1, block // 128)))
-        cuts += [Row(c.rows, c.block, c.warps, pdl=True) for c in cuts[1:5]]
-        for cut in dict.fromkeys(cuts):
-            yield _name("row", cut), _row(launch.int4_row, p, i, cut)
-    if p.rows <= 256:
-        cuts_t = [tuning.nibbles_few(p.columns, p.width)]
-        for rows, chunks, warps, stages, most in (
-            (32, 4, 4, 4, 32), (16, 8, 8, 3, 16), (32, 8, 8, 3, 16), (64, 4, 4, 3, 16),
-            (32, 4, 4, 3, 64), (16, 4, 4, 4, 64), (32, 2, 4, 4, 32), (64, 4, 8, 3, 32),
-        ):  # fmt: skip
-            for split in (1, 2, 4):
-                cuts_t.append(Tile(rows, 128 * chunks, split, warps, stages, most))
-        for tile in dict.fromkeys(cuts_t):
-            if _fits(p, tile) and _sensible(p, tile):
-                yield _name("tile", tile), _nibbles_tile(p, i, tile, shared)
-    if p.rows >= 16:
+    plane = p.weights[0].plane
+    own = tuning.nibbles_few(p.rows, p.columns, p.width, plane, True)
+    if p.rows <= 512:
+        cuts = [own, *_starts(own, (4, 8, 16))]
+        if p.rows <= 16:
+            kinds = [(64, 4, 4, 64), (64, 4, 3, 64), (128, 8, 3, 64), (128, 8, 4, 64)]
+        else:
+            kinds = [(128, 8, 2, 64), (64, 4, 3, 64), (64, 4, 2, 64), (128, 8, 3, 32)]
+            kinds += [(64, 4, 3, 32)]
+        for rows, warps, stages, most in kinds:
+            stages += 4 if plane < 128 else 0
+            for split in (1, 2, 4, 8):
+                tile = Tile(rows, 4 * plane, split, warps, stages, most, wide=own.wide)
+                if (split == 1 or p.width >= tile.block * split) and _sensible(p, tile):
+                    cuts.append(replace(tile, pdl=True, ahead=4))
+        for tile in dict.fromkeys(cuts):
+            yield _name("tile", tile), _nibbles_tile(p, i, tile, shared)
+    if p.rows >= 64:
         for megabytes in (32, 16, 1 << 10):
             yield f"dequantize {megabytes} MiB+mm", _dequantized(p, i, megabytes << 20)
+        held = torch.empty(p.columns, p.width, device=p.device, dtype=torch.bfloat16)
+        yield (
+            "dequantize alone (unchecked)", lambda c: launch.dequantize_rows(p.weights[c], 0, held)
+        )  # fmt: skip
 
 
 def _name(kind: str, cut: Row | Tile) -> str:
     if isinstance(cut, Row):
         return f"{kind} {cut.rows}x{cut.block} w{cut.warps}{' pdl' if cut.pdl else ''}"
     split = f" /{cut.split}" if cut.split > 1 else ""
-    return f"{kind} {cut.rows}x{cut.most}x{cut.block}{split} w{cut.warps} s{cut.stages}"
+    early = f" pdl+{cut.ahead}" if cut.pdl else ""
+    return f"{kind} {cut.rows}x{cut.most}x{cut.block}{split} w{cut.warps} s{cut.stages}{early}"
 
 
 def _row(call: Callable[..., None], p: Problem, i: Inputs, cut: Row) -> Run:
@@ -356,16 +365,14 @@ def _dense_tile(p: Problem, i: Inputs, cut: Tile, shared: Shared) -> Run:
 
 
 def _bytes_tile(
-    p: Problem, i: Inputs, cut: Tile, shared: Shared,
-    given: tuple[torch.Tensor, torch.Tensor] | None, prepare: Callable[[], None] | None,
+    p: Problem, i: Inputs, cut: Tile, shared: Shared, given: tuple[torch.Tensor, torch.Tensor],
+    prepare: Callable[[bool], None],
 ) -> Run:  # fmt: skip
     scratch = shared.scratch(cut, p.rows, p.columns)
 
     def run(c: int) -> None:
-        if prepare:
-            prepare()
-        x, scale = given or (i.x, None)
-        launch.w8_tiles(x, scale, p.weights[c], None, i.y, cut, scratch)
+        prepare(cut.pdl)
+        launch.w8_tiles(*given, p.weights[c], None, i.y, cut, scratch)
 
     return run
 

@@ -1,6 +1,10 @@
 """The product kernels by Triton's interpreter, in float32: it has no matrix units and no bf16."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,7 +36,8 @@ N, K = 192, 1024
 
 
 def context() -> Any:
-    return OneOp(TorchDevice(INFO))
+    """Of a device without instructions that the interpreter does not have."""
+    return OneOp(TorchDevice(replace(INFO, arch="")))
 
 
 def drawn(rows: int, seed: int) -> Tensor:
@@ -81,19 +86,36 @@ def test_quantized_products_for_any_number_of_rows(scheme: Scheme) -> None:
         torch.randn(N, K, generator=generator) / K**0.5, replace(scheme, static=False)
     )
     weight.scheme = scheme
+    if scheme.weight == "int4" and scheme.group == 128:  # the scales of most checkpoints
+        weight.scale = weight.scale.half().float()
     if scheme.static:
         weight.input_scale = torch.tensor([0.5 / 256])
     bias = torch.randn(N, generator=generator)
     bound = quantized.Linear().build(spec, context())
     assert bound.prepack is not None
     packed = bound.prepack(weight, bias)
-    for rows in (1, 3, 20, 70):
+    for rows in (1, 3, 20, 70, *((130,) if scheme.weight == "int4" else ())):
         x = drawn(rows, rows)
         close(bound.run(x, packed), wanted(x, weight, bias, scheme))
     assert bound.run(drawn(0, 0), packed).shape == (0, N)
 
 
-@pytest.mark.parametrize("rows", [1, 5, 40, 130])
+@pytest.mark.parametrize("rows", [1, 20, 130])
+def test_int4_inputs_that_are_no_whole_chunk(rows: int) -> None:
+    width = 640
+    scheme = Scheme(weight="int4", group=128, asymmetric=True)
+    weight = quantize(torch.randn(N, width) / width**0.5, scheme)
+    weight.scheme = scheme
+    spec = LinearSpec(in_features=width, out_features=N, dtype="float32", scheme=scheme)
+    bound = quantized.Linear().build(spec, context())
+    assert bound.prepack is not None
+    x = torch.full((rows + 1, width), float("nan"))  # what is after x is not to be read
+    x[:rows] = torch.randn(rows, width)
+    packed = bound.prepack(weight)
+    close(bound.run(x[:rows], packed), wanted(x[:rows], weight, None, scheme))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5, 40, 130])
 def test_dense_products_by_tiles(rows: int) -> None:
     generator = torch.Generator().manual_seed(rows)
     x, w = torch.randn(rows, K, generator=generator), torch.randn(N, K, generator=generator)
@@ -126,7 +148,7 @@ def test_parts_are_added_in_the_order_of_k() -> None:
 def test_invariant_tiles_keep_what_fixes_the_bits() -> None:
     shapes = [(4096, 4096), (6144, 4096), (28672, 4096), (1024, 2048), (192, 128), (192, 1152)]
     for columns, width in shapes:
-        tiles = [tuning.invariant(rows, columns, width) for rows in range(1, 300)]
+        tiles = [tuning.invariant(rows, columns, width, True) for rows in range(1, 300)]
         assert len({tile.split for tile in tiles}) == 1
         for tile in tiles:
             assert tile.rows >= 64  # wgmma
@@ -136,14 +158,28 @@ def test_invariant_tiles_keep_what_fixes_the_bits() -> None:
             assert tile.chunk(width) == tiles[0].chunk(width)
 
 
-def test_nibbles_are_where_the_kernels_read_them() -> None:
-    weight = quantize(torch.randn(64, 256), Scheme(weight="int4", group=64))
+@pytest.mark.parametrize(("group", "k"), [(32, 256), (64, 256), (128, 640), (0, 384)])
+def test_nibbles_are_where_the_kernels_read_them(group: int, k: int) -> None:
+    weight = quantize(torch.randn(64, k), Scheme(weight="int4", group=group))
     packed = pack_nibbles(weight)
     values = torch.stack([weight.values & 15, weight.values >> 4], 2).flatten(1)
-    for k in (0, 1, 5, 31, 32, 77, 255):
-        word, nibble = k // 32 * 4 + k % 4, k % 32 // 4
-        found = (packed.words[:, word] >> (4 * nibble)) & 15
-        assert torch.equal(found.to(torch.uint8), values[:, k])
+    plane, chunks = packed.plane, packed.chunks
+    numbers = packed.numbers.view(64, chunks, plane)
+    for at in range(chunks * 4 * plane):
+        found = (numbers[:, at // plane // 4, at % plane] >> (4 * (at // plane % 4))) & 15
+        wanted = values[:, at] if at < k else torch.zeros(64, dtype=torch.uint8)
+        assert torch.equal(found.to(torch.uint8), wanted)
+
+
+def test_scales_of_fp16_stay_at_two_bytes() -> None:
+    weight = quantize(torch.randn(64, 640), Scheme(weight="int4", group=128))
+    assert pack_nibbles(weight).scale.shape == (8, 64)
+    weight.scale = weight.scale.half().float()
+    packed = pack_nibbles(weight).scale
+    assert packed.dtype == torch.int64
+    planes = packed.T.contiguous().view(torch.float16).float()
+    assert torch.equal(planes[:, :5], weight.scale)
+    assert not planes[:, 5:].any()
 
 
 @pytest.mark.parametrize(
@@ -186,3 +222,27 @@ def test_supports_names_the_reason() -> None:
     assert code(quantized.Linear(), dense) == "feature"
     assert code(quantized.Linear(), fp8, ampere) == "hardware"
     assert code(quantized.Logits(), replace(logits, scheme=Scheme(weight="int4"))) == ""
+
+
+@pytest.mark.parametrize(
+    "target", ["cuda 90 32", pytest.param("hip gfx942 64", marks=pytest.mark.slow)]
+)
+def test_kernels_compile(target: str, tmp_path: Path) -> None:
+    program = Path(__file__).with_name("compile_products.py")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(
+        [sys.executable, str(program), *target.split()],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr[-2000:]
+    found = [line.split() for line in run.stdout.splitlines()]
+    assert len(found) == 10
+    if target.startswith("cuda"):
+        for name, *parts in found:
+            assert ("griddepcontrol.wait" in parts) == (name != "dequantize")
+            assert ("wgmma" in parts) == (name in ("dense", "w8", "int4"))
+            assert name != "dequantize" or "fma.rn.bf16x2" in parts
+            assert ("prefetch.global.L2" in parts) == (name in ("dense", "w8", "int4"))

@@ -1,15 +1,10 @@
 """y = x @ W.T for one row: no matrix unit, bound by reading W [N, K] once.
 
-bytes: N K (2 dense, 1 FP8 and INT8, 1/2 INT4 + its scales); operations: 2 N K, on H100 a tenth of
-what the plain units do in the time of the bytes in bf16, a third in FP8, half in INT4. So loads
-are 16 bytes a thread, ROWS of them are in flight while the tile before is summed (a register
-double buffer), each thread first sums the 8 to 32 neighbours that its load brought, and lanes
-meet once at the end.
-
-INT4: a word holds 8 values of a k range of 32 (see `pack_int4` in weights.py). `word & mask | 16.0`
-puts four bits into a float's mantissa: 16 + q without a conversion instruction; two of eight
-values share a shift, the lower one then counts 1/16. What all the 16s add is subtracted once.
-The trick for fp16: Kim et al., "Who Says Elephants Can't Run", arXiv 2211.10017.
+bytes: N K (2 dense, 1 FP8 and INT8); operations: 2 N K, on H100 a tenth of what the plain units
+do in the time of the bytes in bf16, a third in FP8 (INT4 needs the matrix units: nibbles.py). So
+loads are 16 bytes a thread, ROWS of them are in flight while the tile before is summed (a
+register double buffer), each thread first sums the 8 or 16 neighbours that its load brought, and
+lanes meet once at the end.
 
 Quantized inputs: the row is quantized by every program as it reads it. That costs a pass over K
 values in L2 for the largest one (none with a static scale or with groups), and saves a launch of
@@ -56,6 +51,41 @@ def one_row(
     if BIAS:
         y += tl.load(bias_ptr + rows).to(tl.float32)
     tl.store(y_ptr + rows, y.to(y_ptr.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["M"])
+def several_rows(
+    x_ptr, w_ptr, bias_ptr, y_ptr, M, N, K,
+    ROWS: tl.constexpr, M_PAD: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """x [M, K], W [N, K] of x's type, M up to M_PAD, K a multiple of BLOCK -> y [M, N]
+
+    For small W, where a tile's start and end cost more than its bytes."""
+    if PDL:
+        gdc_launch_dependents()
+    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None, None]
+    m = tl.arange(0, M_PAD)[None, :, None]
+    at = tl.arange(0, BLOCK)[None, None, :]
+    w_at = w_ptr + rows.to(tl.int64) * K + at
+    x_at = x_ptr + m * K + at
+    w = tl.load(w_at)
+    if PDL:
+        gdc_wait()
+    acc = tl.zeros([ROWS, M_PAD, BLOCK // 8], tl.float32)
+    for start in range(0, K, BLOCK):
+        ahead = tl.load(w_at + (start + BLOCK), mask=start + BLOCK < K)
+        x = tl.load(x_at + start, mask=m < M, other=0.0).to(tl.float32)
+        p = w.to(tl.float32) * x
+        acc += tl.sum(tl.reshape(p, [ROWS, M_PAD, BLOCK // 8, 8]), 3)
+        w = ahead
+    y = tl.sum(acc, 2)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    m = tl.arange(0, M_PAD)
+    if BIAS:
+        y += tl.load(bias_ptr + rows).to(tl.float32)[:, None]
+    at_y = y_ptr + m[None, :] * N + rows[:, None]
+    tl.store(at_y, y.to(y_ptr.dtype.element_ty), mask=(m < M)[None, :])
 
 
 @triton.jit
@@ -111,61 +141,6 @@ def one_row_w8(
     y = tl.sum(acc, 1) * factor
     if not BLOCKED:
         y *= tl.load(scale_ptr + rows)
-    if BIAS:
-        y += tl.load(bias_ptr + rows).to(tl.float32)
-    tl.store(y_ptr + rows, y.to(y_ptr.dtype.element_ty))
-
-
-@triton.jit
-def one_row_int4(
-    x_ptr, w_ptr, scale_ptr, offset_ptr, bias_ptr, y_ptr, N, words,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr, ASYMMETRIC: tl.constexpr,
-    BIAS: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """x [K], W i32 [N, words], scale and offset [K / GROUP, N] -> y [N]; BLOCK in words"""
-    if PDL:
-        gdc_launch_dependents()
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    wide = rows.to(tl.int64)[:, None]
-    word = tl.arange(0, BLOCK)
-    lane = tl.arange(0, BLOCK // 4)
-    w_at = w_ptr + wide * words + word[None, :]
-    scale_at = rows[:, None] + (lane * 32 // GROUP)[None, :] * N
-    # nibble j of word 4 t + i is the weight of k = 32 t + 4 j + i
-    x_at = x_ptr + word // 4 * 32 + word % 4
-    w = tl.load(w_at)
-    scale = tl.load(scale_ptr + scale_at)
-    if PDL:
-        gdc_wait()
-    acc = tl.zeros([ROWS, BLOCK // 4], tl.float32)
-    for start in range(0, words, BLOCK):
-        more = start + BLOCK < words
-        ahead = tl.load(w_at + (start + BLOCK), mask=more)
-        scale_ahead = tl.load(scale_ptr + scale_at + (start + BLOCK) * 8 // GROUP * N, mask=more)
-        p = tl.zeros([ROWS, BLOCK], tl.float32)
-        biased = tl.zeros([BLOCK], tl.float32)
-        total = tl.zeros([BLOCK], tl.float32)
-        for pair in tl.static_range(4):
-            low = tl.load(x_at + start * 8 + 8 * pair).to(tl.float32)
-            high = tl.load(x_at + start * 8 + 8 * pair + 4).to(tl.float32)
-            total += low + high
-            low *= 16.0
-            biased += low + high
-            # the upper of two nibbles goes to bits 19-22, the lower one to bits 15-18
-            moved = w << (15 - 8 * pair) if pair < 2 else w >> (8 * pair - 15)
-            a = ((moved & 0x00078000) | 0x41800000).to(tl.float32, bitcast=True)
-            b = ((moved & 0x00780000) | 0x41800000).to(tl.float32, bitcast=True)
-            p += a * low[None, :] + b * high[None, :]
-        sums = _lanes(p, ROWS, BLOCK, 4)
-        bias = tl.sum(tl.reshape(biased, [BLOCK // 4, 4]), 1) * 16.0
-        inputs = tl.sum(tl.reshape(total, [BLOCK // 4, 4]), 1)
-        if ASYMMETRIC:
-            offset = tl.load(offset_ptr + scale_at + start * 8 // GROUP * N).to(tl.float32)
-            acc += scale.to(tl.float32) * (sums - bias[None, :]) + offset * inputs[None, :]
-        else:
-            acc += scale.to(tl.float32) * (sums - (bias + 8.0 * inputs)[None, :])
-        w, scale = ahead, scale_ahead
-    y = tl.sum(acc, 1)
     if BIAS:
         y += tl.load(bias_ptr + rows).to(tl.float32)
     tl.store(y_ptr + rows, y.to(y_ptr.dtype.element_ty))

@@ -1,6 +1,6 @@
 """y = x @ W.T by matrix units in tiles: W is the left operand, because its rows are the many.
 
-For few rows of x the limit is reading W [N, K] once: N K (2, 1 or 1/2) bytes. N / ROWS programs
+For few rows of x the limit is reading W [N, K] once: N K (2 or 1) bytes. N / ROWS programs
 do not fill a GPU where N is small, so K is split among SPLIT programs; they leave f32 sums in
 `part`, and the one that arrives last adds them in the order of K, so the bits do not depend on
 who was last. `count` is zero before and after. For many rows the limit is 2 M N K operations.
@@ -11,16 +11,36 @@ Hopper's own FP8 sums keep about 14 bits (DeepSeek-V3, arXiv 2412.19437, section
 `dense` is batch-invariant as long as ROWS, SPLIT and the unit (wgmma) are the same for all M: an
 element's products are summed in steps of 16 along K in one order, whatever M_PAD and BLOCK are.
 With SERIAL, one program works through the SPLIT parts and adds them in the same order.
+
+PDL: programs may start while the kernel before still runs, and that may be a product with the
+same `part` or `count`. The wait ends when that kernel has ended and all it wrote is visible, so
+everything but W's values is touched after it; meanwhile the first AHEAD cache lines of the
+program's rows of W come to L2 (CUDA programming guide, programmatic dependent launch).
 """
 
 import triton
 import triton.language as tl
-
-from inferplane_triton.kernels.quantize import quantized
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
-def _tile(N, ROWS: tl.constexpr, WIDE: tl.constexpr):
+def begin(w_ptr, rows, row_bytes, first, AHEAD: tl.constexpr, PDL: tl.constexpr):
+    """What a tile does before it reads what other kernels wrote; `first` in bytes of a row"""
+    if PDL:
+        gdc_launch_dependents()
+        if AHEAD:
+            line = first + 128 * tl.arange(0, AHEAD)
+            at = rows.to(tl.int64)[:, None] * row_bytes + tl.minimum(line, row_bytes - 1)[None, :]
+            tl.inline_asm_elementwise(
+                "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l",
+                [w_ptr.to(tl.pointer_type(tl.int8), bitcast=True) + at],
+                dtype=tl.int32, is_pure=False, pack=1,
+            )  # fmt: skip
+        gdc_wait()
+
+
+@triton.jit
+def place(N, ROWS: tl.constexpr, WIDE: tl.constexpr):
     """(tile of W's rows, tile of x's rows): WIDE tiles of x share a tile of W while it is in L2"""
     if WIDE == 1:
         return tl.program_id(0), tl.program_id(1)
@@ -41,7 +61,7 @@ def _store(y_ptr, bias_ptr, acc, rows, m, M, N, BIAS: tl.constexpr):
 
 
 @triton.jit
-def _finish(
+def finish(
     acc, y_ptr, bias_ptr, part_ptr, count_ptr, rows, m, tile, M, N,
     SPLIT: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
@@ -65,10 +85,10 @@ def _finish(
 
 @triton.jit
 def _dense_sum(
-    x_at, w_at, valid, begin, end, ROWS: tl.constexpr, M_PAD: tl.constexpr, BLOCK: tl.constexpr,
+    x_at, w_at, valid, first, end, ROWS: tl.constexpr, M_PAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     acc = tl.zeros([ROWS, M_PAD], tl.float32)
-    for start in range(begin, end, BLOCK):
+    for start in range(first, end, BLOCK):
         w = tl.load(w_at + start)
         x = tl.load(x_at + start, mask=valid, other=0.0)
         acc = tl.dot(w, x, acc, input_precision="ieee")
@@ -79,58 +99,43 @@ def _dense_sum(
 def dense(
     x_ptr, w_ptr, bias_ptr, y_ptr, part_ptr, count_ptr, M, N, K, stride_x, chunk,
     ROWS: tl.constexpr, M_PAD: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr,
-    SERIAL: tl.constexpr, WIDE: tl.constexpr, BIAS: tl.constexpr,
+    SERIAL: tl.constexpr, WIDE: tl.constexpr, BIAS: tl.constexpr, AHEAD: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """x [M, K], W [N, K], K and chunk multiples of BLOCK, N of ROWS -> y [M, N]
 
     grid (N / ROWS, M / M_PAD, SPLIT, or 1 if SERIAL); chunk of K for each of SPLIT.
     """
-    column, line = _tile(N, ROWS, WIDE)
+    column, line = place(N, ROWS, WIDE)
     rows = column * ROWS + tl.arange(0, ROWS)
     m = line * M_PAD + tl.arange(0, M_PAD)
     at = tl.arange(0, BLOCK)
     w_at = w_ptr + rows.to(tl.int64)[:, None] * K + at[None, :]
     x_at = x_ptr + m.to(tl.int64)[None, :] * stride_x + at[:, None]
     valid = (m < M)[None, :]
+    bits: tl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth
+    size: tl.constexpr = bits // 8
+    begin(w_ptr, rows, K * size, tl.program_id(2) * chunk * size, AHEAD, PDL)
     if SERIAL:
         acc = _dense_sum(x_at, w_at, valid, 0, tl.minimum(chunk, K), ROWS, M_PAD, BLOCK)
-        for begin in range(chunk, K, chunk):
-            end = tl.minimum(begin + chunk, K)
-            acc += _dense_sum(x_at, w_at, valid, begin, end, ROWS, M_PAD, BLOCK)
+        for start in range(chunk, K, chunk):
+            end = tl.minimum(start + chunk, K)
+            acc += _dense_sum(x_at, w_at, valid, start, end, ROWS, M_PAD, BLOCK)
         _store(y_ptr, bias_ptr, acc, rows, m, M, N, BIAS)
     else:
-        begin = tl.program_id(2) * chunk
-        end = tl.minimum(begin + chunk, K)
-        acc = _dense_sum(x_at, w_at, valid, begin, end, ROWS, M_PAD, BLOCK)
+        start = tl.program_id(2) * chunk
+        end = tl.minimum(start + chunk, K)
+        acc = _dense_sum(x_at, w_at, valid, start, end, ROWS, M_PAD, BLOCK)
         tile = line * tl.cdiv(N, ROWS) + column
-        _finish(acc, y_ptr, bias_ptr, part_ptr, count_ptr, rows, m, tile, M, N, SPLIT, BIAS)
+        finish(acc, y_ptr, bias_ptr, part_ptr, count_ptr, rows, m, tile, M, N, SPLIT, BIAS)
 
 
 @triton.jit
-def _input_scale(x_at, valid, K, LIMIT: tl.constexpr, M_PAD: tl.constexpr, BLOCK: tl.constexpr):
-    """[M_PAD]: largest magnitude of whole rows over LIMIT, 1 where all are zero"""
-    most = tl.zeros([BLOCK, M_PAD], tl.float32)
-    for start in range(0, K, BLOCK):
-        most = tl.maximum(most, tl.abs(tl.load(x_at + start, mask=valid, other=0.0).to(tl.float32)))
-    largest = tl.max(most, 0)
-    return tl.where(largest == 0.0, 1.0, largest / LIMIT)
-
-
-@triton.jit
-def _factor(
-    input_scale_ptr, x_at, m, M, K, LIMIT: tl.constexpr, M_PAD: tl.constexpr, BLOCK: tl.constexpr,
-    BLOCKED: tl.constexpr, INPUT: tl.constexpr,
-):  # fmt: skip
+def _factor(input_scale_ptr, m, M, M_PAD: tl.constexpr, BLOCKED: tl.constexpr, INPUT: tl.constexpr):
     """[M_PAD]: the input scales that hold for all of K"""
-    factor = tl.full([M_PAD], 1.0, tl.float32)
-    if INPUT == "static":
-        factor *= tl.load(input_scale_ptr)
-    elif not BLOCKED:
-        if INPUT == "dynamic":
-            factor = _input_scale(x_at, (m < M)[None, :], K, LIMIT, M_PAD, BLOCK)
-        elif INPUT == "quantized":
-            factor = tl.load(input_scale_ptr + m, mask=m < M, other=1.0)
-    return factor
+    if INPUT and not BLOCKED:
+        return tl.load(input_scale_ptr + m, mask=m < M, other=1.0)
+    return tl.full([M_PAD], 1.0, tl.float32)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -139,162 +144,45 @@ def w8(
     M, N, K, stride_x, chunk,
     ROWS: tl.constexpr, M_PAD: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr,
     WIDE: tl.constexpr, BLOCKED: tl.constexpr, INPUT: tl.constexpr, BIAS: tl.constexpr,
+    AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """x [M, K], W [N, K] fp8 or int8 -> y [M, N]; grid as in `dense`
 
-    INPUT: "plain" multiplies in x's type; "dynamic" and "static" quantize x as it is read
-    (input_scale [1]); "quantized" gets W's type and input_scale [M], BLOCKED [M, K / 128].
+    INPUT: x has W's type and input_scale [M], BLOCKED [M, K / 128]; else W becomes x's type.
     scale [N]; BLOCKED [N / 128, K / 128] and BLOCK is 128.
     """
-    column, line = _tile(N, ROWS, WIDE)
+    column, line = place(N, ROWS, WIDE)
     rows = column * ROWS + tl.arange(0, ROWS)
     m = line * M_PAD + tl.arange(0, M_PAD)
     at = tl.arange(0, BLOCK)
-    Number: tl.constexpr = w_ptr.dtype.element_ty
-    LIMIT: tl.constexpr = 127.0 if Number == tl.int8 else 448.0
-    EXACT: tl.constexpr = Number == tl.int8 and INPUT != "plain"
+    EXACT: tl.constexpr = INPUT and w_ptr.dtype.element_ty == tl.int8
     SUM: tl.constexpr = tl.int32 if EXACT else tl.float32
     w_at = w_ptr + rows.to(tl.int64)[:, None] * K + at[None, :]
     x_at = x_ptr + m.to(tl.int64)[None, :] * stride_x + at[:, None]
     valid = (m < M)[None, :]
-    factor = _factor(input_scale_ptr, x_at, m, M, K, LIMIT, M_PAD, BLOCK, BLOCKED, INPUT)
-    inverse = (1.0 / factor)[None, :]
+    first = tl.program_id(2) * chunk
+    begin(w_ptr, rows, K, first, AHEAD, PDL)
     blocks = K // 128
     weight_scale_at = scale_ptr + column * ROWS // 128 * blocks
     acc = tl.zeros([ROWS, M_PAD], tl.float32 if BLOCKED else SUM)
-    begin = tl.program_id(2) * chunk
-    for start in range(begin, tl.minimum(begin + chunk, K), BLOCK):
+    for start in range(first, tl.minimum(first + chunk, K), BLOCK):
         w = tl.load(w_at + start)
         x = tl.load(x_at + start, mask=valid, other=0.0)
+        if not INPUT:
+            w = w.to(x.dtype)
         if BLOCKED:
             own = tl.full([M_PAD], 1.0, tl.float32)
-            if INPUT == "dynamic":
-                largest = tl.max(tl.abs(x.to(tl.float32)), 0)
-                own = tl.where(largest == 0.0, 1.0, largest / LIMIT)
-                x = quantized(x.to(tl.float32), (1.0 / own)[None, :], Number)
-            elif INPUT == "quantized":
+            if INPUT:
                 at_input = input_scale_ptr + m * blocks + start // 128
                 own = tl.load(at_input, mask=m < M, other=1.0)
-            else:
-                w = w.to(x.dtype)
             own *= tl.load(weight_scale_at + start // 128)
             acc += tl.dot(w, x, out_dtype=SUM).to(tl.float32) * own[None, :]
+        elif EXACT:
+            acc = tl.dot(w, x, acc, out_dtype=tl.int32)
         else:
-            if INPUT == "dynamic" or INPUT == "static":
-                x = quantized(x.to(tl.float32), inverse, Number)
-            elif INPUT == "plain":
-                w = w.to(x.dtype)
-            if EXACT:
-                acc = tl.dot(w, x, acc, out_dtype=tl.int32)
-            else:
-                acc = tl.dot(w, x, acc, max_num_imprecise_acc=128)
-    sums = acc.to(tl.float32) * factor[None, :]
+            acc = tl.dot(w, x, acc, max_num_imprecise_acc=128)
+    sums = acc.to(tl.float32) * _factor(input_scale_ptr, m, M, M_PAD, BLOCKED, INPUT)[None, :]
     if not BLOCKED:
         sums *= tl.load(scale_ptr + rows)[:, None]
     tile = line * tl.cdiv(N, ROWS) + column
-    _finish(sums, y_ptr, bias_ptr, part_ptr, count_ptr, rows, m, tile, M, N, SPLIT, BIAS)
-
-
-@triton.jit
-def _integers(q, Number: tl.constexpr, ZERO: tl.constexpr):
-    """i32 0 to 15 -> q - ZERO, exactly: into the mantissa of a number that has a step of 1"""
-    if Number == tl.bfloat16:
-        return (q | 0x4300).to(tl.int16).to(Number, bitcast=True) - (128.0 + ZERO)
-    if Number == tl.float16:
-        return (q | 0x6400).to(tl.int16).to(Number, bitcast=True) - (1024.0 + ZERO)
-    return q.to(Number) - ZERO
-
-
-@triton.jit
-def _scales(first, scale_at, g, end, N, GROUP: tl.constexpr):
-    """Where the scales of a step's chunks are, and which of them exist."""
-    at = scale_at + first * 128 // GROUP * N
-    inside = tl.expand_dims(first + g < end, 1)
-    if len(scale_at.shape) == 3:
-        inside = tl.expand_dims(inside, 2)
-    return at, inside
-
-
-@triton.jit
-def _nibbles(
-    w, scale, offset, x_at, x_mask, ROWS: tl.constexpr, M_PAD: tl.constexpr, CHUNKS: tl.constexpr,
-    SMALL: tl.constexpr, ASYMMETRIC: tl.constexpr,
-):  # fmt: skip
-    """W's words times x [CHUNKS, ROWS, M_PAD], and for offsets the sum of x's nibble planes"""
-    Number: tl.constexpr = x_at.dtype.scalar.element_ty
-    sums = tl.zeros([CHUNKS, ROWS, M_PAD], tl.float32)
-    total = tl.zeros([CHUNKS, 16, M_PAD], tl.float32)
-    for nibble in tl.static_range(8):
-        x = tl.load(x_at + 4 * nibble, mask=x_mask, other=0.0)
-        value = _integers((w >> (4 * nibble)) & 15, Number, 0 if ASYMMETRIC else 8)
-        if SMALL and ASYMMETRIC:
-            value = (value.to(tl.float32) * scale.to(tl.float32) + offset).to(Number)
-        elif SMALL:
-            value = (value.to(tl.float32) * scale.to(tl.float32)).to(Number)
-        elif ASYMMETRIC:
-            total += x.to(tl.float32)
-        sums = tl.dot(value.to(Number), x, sums, input_precision="ieee")
-    return sums, total
-
-
-@triton.jit(do_not_specialize=["M"])
-def int4(
-    x_ptr, w_ptr, scale_ptr, offset_ptr, bias_ptr, y_ptr, part_ptr, count_ptr,
-    M, N, words, stride_x, chunk,
-    ROWS: tl.constexpr, M_PAD: tl.constexpr, GROUP: tl.constexpr, CHUNKS: tl.constexpr,
-    SPLIT: tl.constexpr, ASYMMETRIC: tl.constexpr, BIAS: tl.constexpr,
-):  # fmt: skip
-    """x [M, K], W i32 [N, words] -> y [M, N]; grid as in `dense`
-
-    Chunks of 128 in K are a batch of products, one or more of the CHUNKS a warp: each is 8
-    products of depth 16, one for each nibble of 16 words. Groups of 128 and more scale the sums;
-    smaller ones scale the weights, which rounds those to x's type. `chunk` counts chunks and is
-    a multiple of CHUNKS.
-    """
-    SMALL: tl.constexpr = GROUP < 128
-    column, line = tl.program_id(0), tl.program_id(1)
-    rows = column * ROWS + tl.arange(0, ROWS)
-    m = line * M_PAD + tl.arange(0, M_PAD)
-    g, word = tl.arange(0, CHUNKS), tl.arange(0, 16)
-    w_at = (
-        w_ptr
-        + rows.to(tl.int64)[None, :, None] * words
-        + (g[:, None, None] * 16 + word[None, None, :])
-    )
-    x_word = word // 4 * 32 + word % 4
-    x_at = x_ptr + m.to(tl.int64)[None, None, :] * stride_x
-    x_at += g[:, None, None] * 128 + x_word[None, :, None]
-    valid = (m < M)[None, None, :]
-    acc = tl.zeros([CHUNKS, ROWS, M_PAD], tl.float32)
-    begin = tl.program_id(2) * chunk
-    end = tl.minimum(begin + chunk, words // 16)
-    if SMALL:
-        k = g[:, None, None] * 128 + (word // 4 * 32)[None, None, :]
-        scale_at = rows[None, :, None] + k // GROUP * N
-    else:
-        scale_at = rows[None, :] + (g * 128 // GROUP)[:, None] * N
-    # scales are too narrow for the asynchronous copies of the loop's other loads
-    at, mask = _scales(begin, scale_at, g, end, N, GROUP)
-    scale = tl.load(scale_ptr + at, mask=mask, other=0.0)
-    for first in range(begin, end, CHUNKS):
-        inside = (first + g < end)[:, None, None]
-        w = tl.load(w_at + first * 16, mask=inside, other=0)
-        offset = scale
-        if ASYMMETRIC:
-            at, mask = _scales(first, scale_at, g, end, N, GROUP)
-            offset = tl.load(offset_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        at, mask = _scales(first + CHUNKS, scale_at, g, end, N, GROUP)
-        scale_ahead = tl.load(scale_ptr + at, mask=mask, other=0.0)
-        sums, total = _nibbles(
-            w, scale, offset, x_at + first * 128, inside & valid, ROWS, M_PAD, CHUNKS,
-            SMALL, ASYMMETRIC,
-        )  # fmt: skip
-        if not SMALL:
-            sums *= scale.to(tl.float32)[:, :, None]
-            if ASYMMETRIC:
-                sums += offset[:, :, None] * tl.sum(total, 1)[:, None, :]
-        acc += sums
-        scale = scale_ahead
-    acc = tl.sum(acc, 0)
-    tile = line * tl.cdiv(N, ROWS) + column
-    _finish(acc, y_ptr, bias_ptr, part_ptr, count_ptr, rows, m, tile, M, N, SPLIT, BIAS)
+    finish(sums, y_ptr, bias_ptr, part_ptr, count_ptr, rows, m, tile, M, N, SPLIT, BIAS)
