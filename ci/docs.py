@@ -7,6 +7,8 @@ from typing import Any
 
 from inferplane import env
 from inferplane.config import flag, settings
+from inferplane.server.endpoints import ENDPOINTS
+from inferplane.server.openapi import fields
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -54,7 +56,40 @@ def configuration() -> str:
     )
 
 
-PAGES = {"configuration.md": configuration}
+def endpoints() -> str:
+    lines = [
+        "# Endpoints and their fields",
+        "",
+        "<!-- written by ci/docs.py (make docs) from the table of endpoints and the schemas -->",
+        "",
+        "What each endpoint does is in [server.md](server.md). Here is every field that it knows.",
+        "Supported fields have an effect; a value of the wrong type, or out of range, gets a 400",
+        "with the code `invalid_type` or `invalid_value`. Refused fields are known, but not",
+        "supported: a value other than null gets a 400 with the code `unsupported_parameter`.",
+        "Fields without effect are checked, and ask nothing of this server. Any other field gets a",
+        "400 with the code `unknown_parameter`. Every such error names the field in `param`.",
+        "",
+        "| access | who may call |",
+        "|---|---|",
+        "| open | anybody |",
+        "| key | who has the API key, if the server has one |",
+        "| admin | programs on the same machine, of a server without a key on a loopback address |",
+    ]
+    for endpoint in ENDPOINTS:
+        path = endpoint.path.replace(":path", "")
+        access, protocol = endpoint.access.value, endpoint.protocol
+        lines += ["", f"## `{endpoint.method} {path}`", ""]
+        lines.append(f"Access: {access}. Errors in the format of {protocol}.")
+        names = ", ".join(f"`{name}`" for name in endpoint.query)
+        if names:
+            lines += ["", f"Query parameters: {names}."]
+        if endpoint.body is not None:
+            lines += ["", "| field | type | |", "|---|---|---|"]
+            lines += [f"| `{n}` | {kind} | {text} |" for n, kind, text in fields(endpoint.body)]
+    return "\n".join([*lines, ""])
+
+
+PAGES = {"configuration.md": configuration, "endpoints.md": endpoints}
 
 
 def main() -> int:

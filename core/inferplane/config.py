@@ -23,6 +23,14 @@ class Config:
     revision: str | None = setting("revision of a hub model", None)
     served_model_name: str | None = setting("name that clients use; default: MODEL", None)
     chat_template: str | None = setting("file with a Jinja chat template to use instead", None)
+    tool_call_parser: str = setting(
+        "how the model writes tool calls: auto asks its chat template; none; or a name (tools.md)",
+        "auto",
+    )
+    reasoning_parser: str = setting(
+        "how it marks its reasoning: auto; none; a name (tools.md); or its tags as OPEN...CLOSE",
+        "auto",
+    )
     device: str = setting("auto, or a backend's device: NAME or NAME:1", "auto")
     dtype: str = setting(
         "type of weights and activations",

@@ -41,5 +41,9 @@ class RequestError(InferplaneError):
         self.status = status
 
 
+class ProgramError(InferplaneError):
+    """A program of the frontend language is wrong, or one of its calls failed."""
+
+
 class EngineDeadError(InferplaneError):
     """The engine stopped after a failure that it cannot recover from. Restart the server."""

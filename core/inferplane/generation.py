@@ -57,7 +57,8 @@ class Delta:
     """What one sequence has newly produced. `index` is its place in the list that `prepare` gave.
 
     `finish_reason` and `matched` (the stop id or stop string) are set on its last Delta; the
-    logprobs of the prompt come with its first.
+    logprobs of the prompt come with its first. `ends` is how much of `text` was there after each
+    token, if `prepare` was asked to trace.
     """
 
     index: int
@@ -68,6 +69,7 @@ class Delta:
     cached_tokens: int
     finish_reason: str | None
     matched: int | str | None
+    ends: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -100,7 +102,14 @@ class Sample:
     """
 
     def __init__(
-        self, index: int, prompt_index: int, submit: Submit, tokenizer: Tokenizer, prompt_only: bool
+        self,
+        index: int,
+        prompt_index: int,
+        submit: Submit,
+        tokenizer: Tokenizer,
+        prompt_only: bool,
+        shown: Mapping[int, str] | None = None,
+        trace: bool = False,
     ) -> None:
         params = submit.params
         self.index = index
@@ -108,12 +117,13 @@ class Sample:
         self.submit = submit
         self._prompt_only = prompt_only
         self._show_stop = params.include_stop_str_in_output
-        self._piecewise = bool(params.stop)
+        self._piecewise = bool(params.stop) or trace
         self._unwatched = params.min_tokens
         self._detokenizer = Detokenizer(
             tokenizer,
             stop=() if params.min_tokens else params.stop,
             skip_special_tokens=params.skip_special_tokens,
+            shown=shown,
             include_stop=params.include_stop_str_in_output,
         )
 
@@ -162,6 +172,7 @@ class Sample:
         Stop strings are looked for in what follows the first min_tokens tokens."""
         for count, token in enumerate(shown, 1):
             delta.text += self._detokenizer.push([token])
+            delta.ends.append(len(delta.text))
             if self._unwatched:
                 self._unwatched -= 1
                 if not self._unwatched:
@@ -244,8 +255,11 @@ class Generator:
         namespace: str = "",
         priority: int = 0,
         first_index: int = 0,
+        shown: Mapping[int, str] | None = None,
+        trace: bool = False,
     ) -> list[Sample]:
-        """n Samples for each prompt, in order. RequestError names the parameter at fault."""
+        """n Samples for each prompt, in order. RequestError names the parameter at fault.
+        `shown` has texts for special tokens that a parser must see, `trace` fills Delta.ends."""
         prompt_only = params.max_tokens == 0
         if prompt_only:
             free: dict[str, Any] = {**dict.fromkeys(KINDS), "constrain_after": ""}
@@ -276,7 +290,9 @@ class Generator:
                     priority=priority,
                 )
                 index = first_index + len(samples)
-                samples.append(Sample(index, prompt_index, submit, self.tokenizer, prompt_only))
+                samples.append(
+                    Sample(index, prompt_index, submit, self.tokenizer, prompt_only, shown, trace)
+                )
         return samples
 
     def _room(self, prompt: list[int], params: SamplingParams, prompt_only: bool) -> int:

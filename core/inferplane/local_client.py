@@ -9,7 +9,16 @@ from collections.abc import AsyncGenerator
 
 from inferplane.engine import EngineCore
 from inferplane.errors import EngineDeadError, InferplaneError, RequestError
-from inferplane.messages import Abort, FromEngine, ModelInfo, Output, Refused, Submit, ToEngine
+from inferplane.messages import (
+    Abort,
+    FlushCache,
+    FromEngine,
+    ModelInfo,
+    Output,
+    Refused,
+    Submit,
+    ToEngine,
+)
 
 Event = Output | Refused | EngineDeadError
 
@@ -62,6 +71,10 @@ class LocalClient:
     def abort(self, request_id: str) -> None:
         """Stop a sequence; its stream ends with finish_reason "abort"."""
         self._handle(Abort(request_id))
+
+    def flush_cache(self) -> None:
+        """Drop every cached page that no running request uses."""
+        self._handle(FlushCache(nonce=0))
 
     async def close(self) -> None:
         """Stop driving the engine and close it."""

@@ -95,7 +95,8 @@ class Output(msgspec.Struct, tag="output", kw_only=True):
 
     `finish_reason` is "stop" (a stop id, the last of `tokens`, is in `stop_token`), "length",
     "abort" or "error" (then `error` says what happened). `prompt_logprobs` comes once, with the
-    first output; its first entry, which has no predecessor, is None.
+    first output; its first entry, which has no predecessor, is None, and so are those before
+    `prompt_logprobs_start`.
     """
 
     request_id: str

@@ -94,12 +94,21 @@ class Engine:
             self._background.close()
             raise
         self.config = client.core.loaded.config
+        self._client = client
         self.generator = Generator(client, self.tokenizer, grammars=grammars)
         self._close = weakref.finalize(self, _close, self._background, client, self.generator)
 
     @property
     def info(self) -> ModelInfo:
         return self.generator.client.info
+
+    def flush_cache(self) -> None:
+        """Forget the prompts that do not run at the moment."""
+
+        async def flush() -> None:
+            self._client.flush_cache()
+
+        self.run(flush())
 
     def close(self) -> None:
         """Abort what runs and give the memory back. May be called twice."""

@@ -77,7 +77,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 switch their filter off. `logprobs` None
     returns none, 0 only that of the chosen token, n also the n most likely. Logprobs are of the
-    raw distribution, before temperature, penalties and bias. Penalties: repetition as in CTRL
+    raw distribution, before temperature, penalties and bias. `prompt_logprobs` is the same for the
+    prompt, from its token `prompt_logprobs_start` on: those before may come from the prefix cache,
+    except for the one that it follows. Penalties: repetition as in CTRL
     (arXiv 1909.05858) over prompt and output; frequency and presence as in OpenAI's API, over the
     output alone. Without a `seed` each request draws its own.
 
@@ -106,6 +108,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     include_stop_str_in_output: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    prompt_logprobs_start: int = 0
     json_schema: str | None = None
     regex: str | None = None
     ebnf: str | None = None
@@ -139,6 +142,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _in_range("n", self.n, 1, MAX_SAMPLES)
         _in_range("min_tokens", self.min_tokens, 0, 2**31 - 1)
+        _in_range("prompt_logprobs_start", self.prompt_logprobs_start, 0, 2**31 - 1)
         if self.seed is not None:
             _in_range("seed", self.seed, -(2**63), 2**64 - 1)
         if self.max_tokens is not None:

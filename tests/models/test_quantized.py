@@ -3,6 +3,7 @@ against the same model with the numbers that its weights stand for."""
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -289,7 +290,8 @@ def test_a_quantized_file_can_be_quantized_in_another_way(tmp_path: Path) -> Non
 def test_whose_word_counts_for_inputs(tmp_path: Path) -> None:
     _, source = make(tmp_path, llama(num_hidden_layers=1))
     int4 = Scheme(weight="int4", group=64, asymmetric=True)  # of 64 inputs
-    rounded = Scheme(weight="int4", group=64, asymmetric=True, activation="int8")
+    per_token = Scheme(weight="int4", group=64, asymmetric=True, activation="int8")
+    rounded = replace(per_token, activation_group=64)
 
     def first(found: Plugins, **settings: Any) -> Scheme | None:
         served = serve(source, found, quantization="int4", **settings)
@@ -299,6 +301,12 @@ def test_whose_word_counts_for_inputs(tmp_path: Path) -> None:
     assert first(plugins(every, int8_inputs=True)) == rounded
     assert first(plugins(every, int8_inputs=True), input_quantization="none") == int4
     assert first(plugins(every), input_quantization="int8") == rounded
+
+    def tokens(scheme: Scheme) -> bool:
+        return not scheme.activation_group
+
+    assert first(plugins(tokens, int8_inputs=True)) == per_token
+    assert first(plugins(tokens), input_quantization="int8") == per_token
 
     def only_weights(scheme: Scheme) -> bool:
         return not scheme.activation

@@ -208,13 +208,15 @@ def test_prompt_logprobs(
     prompt = random_prompt(75, VOCAB)
     if cached:
         served.run([ask("warm", prompt)])
-    mine = ask("one", prompt, 3, prompt_logprobs=4)
+    start = 40 if cached else 0
+    mine = ask("one", prompt, 3, prompt_logprobs=4, prompt_logprobs_start=start)
     beside = [ask("a", PROMPT, 9), ask("b", PROMPT[::-1], 9, prompt_logprobs=0)]
     answers = served.run([beside[0], mine, beside[1]])
     scores = answers["one"].prompt_logprobs
     assert scores is not None and scores[0] is None and len(scores) == len(prompt)
     logits = oracle.logits(prompt)
-    for position in range(1, len(prompt)):
+    assert scores[:start] == [None] * start
+    for position in range(max(1, start), len(prompt)):
         check_score(scores[position], prompt[position], logits[position - 1], 4)
     assert answers["a"].prompt_logprobs is None
     others = answers["b"].prompt_logprobs

@@ -21,6 +21,7 @@ LIGHT = {
     "inferplane.server": HEAVY,
     "inferplane.text": HEAVY,
     "inferplane.checkpoint": HEAVY,
+    "inferplane.lang": HEAVY,
     "inferplane.cli": HEAVY,
     "inferplane.env": HEAVY,
     "inferplane.config": HEAVY,

@@ -96,6 +96,41 @@ struct PackArgs {
   int64_t outputs, inputs, weight_stride, f32;
 };
 
+// Quantized weights [N, K], W = scale (q - 128) + offset (int8), scale (q - 8) + offset (int4) or
+// scale q (fp8, e4m3), of stored q without sign. Packed: blocks of LINEAR_BLOCK columns, each
+// groups of inputs: [48] scales, [48] offsets if any, then [inputs/4][48][4] bytes or, int4,
+// [inputs/8][48][4] with inputs 8i + j low and 8i + 4 + j high in byte j. The four bytes of fp8
+// are inputs 0, 2, 1 and 3. A block ends at a multiple of 64 bytes.
+// K is rounded up to a multiple of 8. A group has `group` inputs, a multiple of 8 if it is not
+// all of K.
+enum WeightKind : int64_t { WEIGHT_INT8 = 0, WEIGHT_INT4 = 1, WEIGHT_FP8 = 2 };
+enum InputKind : int64_t { INPUT_AS_IT_IS = 0, INPUT_INT8 = 1, INPUT_FP8 = 2 };
+
+struct QuantLinearArgs {
+  const void* x;                         // [M, K], rows x_stride apart
+  const void* packed;                    // from QuantPackArgs
+  const void* bias;                      // [N] or null
+  void* out;                             // [M, N] contiguous
+  const float* input_scale;              // [1], or null: from each row's largest magnitude
+  int64_t rows, inputs, outputs, x_stride;
+  int64_t weight, input;                 // WeightKind, InputKind
+  int64_t group, input_group;            // inputs of a weight's, of an input's scale; 0: all.
+                                         // input_group is 0 or a multiple of group
+  int64_t offsets, half_scales;          // there are offsets; both are float16, else float32
+  double unit;                           // times which scales and offsets are to be taken
+  int64_t out_f32;
+  double softcap;
+  int64_t f32;
+};
+
+struct QuantPackArgs {
+  const uint8_t* values;                 // [N, K] bytes, or int4 [N, K/2], contiguous
+  const void* scale;                     // [N, groups], of the packed type
+  const void* offset;                    // the same, or null
+  void* packed;
+  int64_t outputs, inputs, weight, group, half_scales;
+};
+
 struct EmbeddingArgs {
   const int32_t* ids;                    // [T]
   const void* weight;                    // [V, d], rows weight_stride apart
@@ -150,11 +185,13 @@ using Kernel = int (*)(const void* args);  // 0, or an errno value (out of memor
 
 struct KernelTable {
   const char* isa;
-  Kernel attention, kv_write, rope, norm, glu, linear, pack, embedding, draw, logprobs, filter;
+  Kernel attention, kv_write, rope, norm, glu, linear, pack, quant_linear, quant_pack, embedding,
+      draw, logprobs, filter;
 };
 
 const KernelTable* table_avx2();
 const KernelTable* table_avx512();
+const KernelTable* table_avx512_vnni();
 const KernelTable* table_avx512_bf16();
 
 // threads.cpp: calls body(context, i) for each i in [0, items), on several threads unless `alone`;

@@ -2,6 +2,9 @@
 #include "attention.h"
 #include "elementwise.h"
 #include "linear.h"
+#include "quant_float.h"
+#include "quant_linear.h"
+#include "quant_pack.h"
 #include "sampling.h"
 
 #define IPX_STRING_(x) #x
@@ -13,9 +16,9 @@ namespace ipx {
 
 const KernelTable* IPX_JOIN(table_, IPX_ISA)() {
   using namespace IPX_ISA;
-  static const KernelTable table = {IPX_STRING(IPX_ISA), attention, kv_write,  rope,   norm,
-                                    glu,                 linear,    pack,      embedding,
-                                    draw,                logprobs,  filter};
+  static const KernelTable table = {
+      IPX_STRING(IPX_ISA), attention,  kv_write,  rope, norm,     glu,   linear, pack,
+      quant_linear,        quant_pack, embedding, draw, logprobs, filter};
   return &table;
 }
 

@@ -91,8 +91,9 @@ struct LinearJob {
   int64_t blocks_per_item;
 };
 
-template <typename T, typename Out>
-IPX_INLINE void finish_rows(const LinearArgs& p, const float* tile, int64_t row, int64_t rows,
+// bias, softcap and rounding of a tile of results; Args: LinearArgs or QuantLinearArgs
+template <typename T, typename Out, typename Args>
+IPX_INLINE void finish_rows(const Args& p, const float* tile, int64_t row, int64_t rows,
                             int64_t column) {
   const T* bias = static_cast<const T*>(p.bias);
   Vec to_cap = set1(p.softcap ? static_cast<float>(1.0 / p.softcap) : 0.0f);
@@ -109,6 +110,16 @@ IPX_INLINE void finish_rows(const LinearArgs& p, const float* tile, int64_t row,
   }
 }
 
+template <typename T, typename Args>
+IPX_INLINE void finish_tile(const Args& p, const float* tile, int64_t row, int64_t rows,
+                            int64_t column) {
+  if (p.out_f32 || sizeof(T) == 4) {
+    finish_rows<T, float>(p, tile, row, rows, column);
+  } else {
+    finish_rows<T, T>(p, tile, row, rows, column);
+  }
+}
+
 template <typename T, Dot MODE>
 static void linear_body(void* context, int64_t item) {
   const auto& job = *static_cast<LinearJob*>(context);
@@ -122,11 +133,7 @@ static void linear_body(void* context, int64_t item) {
       int64_t rows = min64(LINEAR_ROWS, p.rows - row);
       linear_rows<MODE>(rows, job.x + row * job.ldx, job.ldx,
                         packed + b * job.depth * LINEAR_BLOCK, job.depth, tile, row == 0);
-      if (p.out_f32 || sizeof(T) == 4) {
-        finish_rows<T, float>(p, tile, row, rows, b * LINEAR_BLOCK);
-      } else {
-        finish_rows<T, T>(p, tile, row, rows, b * LINEAR_BLOCK);
-      }
+      finish_tile<T>(p, tile, row, rows, b * LINEAR_BLOCK);
     }
   }
 }

@@ -22,10 +22,12 @@ bool supported(const char* isa) {
                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (!strcmp(isa, "avx2")) return avx2;
   if (!strcmp(isa, "avx512")) return avx512;
-  return avx512 && __builtin_cpu_supports("avx512bf16");
+  bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  if (!strcmp(isa, "avx512_vnni")) return vnni;
+  return vnni && __builtin_cpu_supports("avx512bf16");
 }
 
-const KernelTable* tables[3];  // best first
+const KernelTable* tables[4];  // best first
 
 // ---- calling: q = integer or address, d = double ----
 
@@ -44,6 +46,9 @@ const Signature SIGNATURES[] = {
     {"glu", "qq" "qqq" "qq", &KernelTable::glu, false},
     {"linear", "qqqq" "qqqq" "q" "d" "q", &KernelTable::linear, true},
     {"pack", "qq" "qqqq", &KernelTable::pack, true},
+    {"quant_linear", "qqqqq" "qqqq" "qqqq" "qq" "d" "q" "d" "q", &KernelTable::quant_linear,
+     true},
+    {"quant_pack", "qqqq" "qqqqq", &KernelTable::quant_pack, true},
     {"embedding", "qqq" "qqq" "d" "q", &KernelTable::embedding, false},
     {"draw", "qqqqqqqqq" "qq" "qq", &KernelTable::draw, true},
     {"logprobs", "qqqqqq" "qqq", &KernelTable::logprobs, true},
@@ -59,6 +64,8 @@ static_assert(sizeof(NormArgs) == 8 * 12, "format of norm");
 static_assert(sizeof(GluArgs) == 8 * 7, "format of glu");
 static_assert(sizeof(LinearArgs) == 8 * 11, "format of linear");
 static_assert(sizeof(PackArgs) == 8 * 6, "format of pack");
+static_assert(sizeof(QuantLinearArgs) == 8 * 19, "format of quant_linear");
+static_assert(sizeof(QuantPackArgs) == 8 * 9, "format of quant_pack");
 static_assert(sizeof(EmbeddingArgs) == 8 * 8, "format of embedding");
 static_assert(sizeof(DrawArgs) == 8 * 13, "format of draw");
 static_assert(sizeof(LogprobArgs) == 8 * 9, "format of logprobs");
@@ -145,7 +152,7 @@ PyMethodDef method() {
 
 PyMethodDef METHODS[] = {
     method<0>(), method<1>(), method<2>(), method<3>(), method<4>(), method<5>(), method<6>(),
-    method<7>(), method<8>(), method<9>(), method<10>(),
+    method<7>(), method<8>(), method<9>(), method<10>(), method<11>(), method<12>(),
     {"isas", isas, METH_NOARGS, "Instruction sets that this processor runs, best first."},
     {"isa", isa, METH_NOARGS, "The instruction set in use."},
     {"set_isa", set_isa, METH_O, "Use another instruction set."},
@@ -153,7 +160,7 @@ PyMethodDef METHODS[] = {
     {"set_threads", set_threads, METH_O, "Wanted threads; returns what is possible."},
     {nullptr, nullptr, 0, nullptr},
 };
-static_assert(KERNELS == 11, "one method per kernel");
+static_assert(KERNELS == 13, "one method per kernel");
 
 PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_kernels",
                       "C++ kernels; see inferplane_xeon.kernels", -1, METHODS,
@@ -163,8 +170,9 @@ PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_kernels",
 
 PyMODINIT_FUNC PyInit__kernels() {
   tables[0] = table_avx512_bf16();
-  tables[1] = table_avx512();
-  tables[2] = table_avx2();
+  tables[1] = table_avx512_vnni();
+  tables[2] = table_avx512();
+  tables[3] = table_avx2();
   for (const KernelTable* table : tables) {
     if (!active && supported(table->isa)) active = table;
   }

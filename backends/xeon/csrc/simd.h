@@ -1,4 +1,4 @@
-// One vector vocabulary for three instruction sets, so that each kernel is written once.
+// One vector vocabulary for all instruction sets, so that each kernel is written once.
 //
 // Included by isa.cpp, which is compiled once per instruction set. Everything lives in the inline
 // namespace IPX_ISA and nothing here instantiates a standard-library template: a function shared
@@ -80,6 +80,14 @@ template <int N> IPX_INLINE Raw shift_left(Raw x) { return _mm512_slli_epi32(x, 
 template <int N> IPX_INLINE Raw shift_right(Raw x) { return _mm512_srli_epi32(x, N); }
 template <int N> IPX_INLINE Raw shift_signed(Raw x) { return _mm512_srai_epi32(x, N); }
 IPX_INLINE Vec to_float(Raw x) { return _mm512_cvtepi32_ps(x); }
+IPX_INLINE Raw to_int(Vec x) { return _mm512_cvtps_epi32(x); }  // nearest, ties to even
+IPX_INLINE Raw raw_max(Raw a, Raw b) { return _mm512_max_epi32(a, b); }
+IPX_INLINE void store_bytes(int8_t* p, Raw x) {  // W values, cut off at the ends of a byte
+  _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(x));
+}
+IPX_INLINE Vec load_half(const uint16_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+}
 // both halves of the 64 bit products of 32 bit lanes
 IPX_INLINE void wide_product(Raw a, Raw b, Raw& high, Raw& low) {
   Raw even = _mm512_mul_epu32(a, b), odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), b);
@@ -152,6 +160,44 @@ IPX_INLINE Vec dot_pairs(Vec c, Raw a, Raw b) {
 constexpr bool DOT_PAIRS = false;
 IPX_INLINE Vec dot_pairs(Vec c, Raw, Raw) { return c; }
 #endif
+
+// Lanes of four bytes, w without and a with sign. c + dot of the four; exact.
+// nibbles: two lanes of values up to 15, whose products are small enough for 16 bits.
+#if defined(__AVX512VNNI__)
+IPX_INLINE Raw dot_bytes(Raw c, Raw w, Raw a) {
+  // asm: around the intrinsic GCC 12 copies accumulators, which halves the speed of a large tile
+  asm("vpdpbusd %2, %1, %0" : "+v"(c) : "v"(w), "v"(a));
+  return c;
+}
+IPX_INLINE Raw dot_nibbles(Raw c, Raw w0, Raw a0, Raw w1, Raw a1) {
+  return dot_bytes(dot_bytes(c, w0, a0), w1, a1);
+}
+#else  // vpmaddubsw alone would cut off 255 * 127 * 2
+IPX_INLINE Raw dot_bytes(Raw c, Raw w, Raw a) {
+  Raw even = _mm512_madd_epi16(_mm512_and_si512(w, _mm512_set1_epi16(255)),
+                               _mm512_srai_epi16(_mm512_slli_epi16(a, 8), 8));
+  Raw odd = _mm512_madd_epi16(_mm512_srli_epi16(w, 8), _mm512_srai_epi16(a, 8));
+  return _mm512_add_epi32(c, _mm512_add_epi32(even, odd));
+}
+IPX_INLINE Raw dot_nibbles(Raw c, Raw w0, Raw a0, Raw w1, Raw a1) {
+  Raw words = _mm512_add_epi16(_mm512_maddubs_epi16(w0, a0), _mm512_maddubs_epi16(w1, a1));
+  return _mm512_add_epi32(c, _mm512_madd_epi16(words, _mm512_set1_epi16(1)));
+}
+#endif
+
+// The bf16 values of e4m3 codes, each in the low byte of 16 bits. Exponents move by 120; the codes
+// below 8 have none and come from a table, since arithmetic on such floats can be very slow.
+alignas(64) static const uint16_t FP8_SMALL[32] = {0,      0x3b00, 0x3b80, 0x3bc0,
+                                                   0x3c00, 0x3c20, 0x3c40, 0x3c60};
+IPX_INLINE Raw fp8_pairs(Raw codes) {
+  Raw size = _mm512_and_si512(codes, _mm512_set1_epi16(0x7f));
+  Raw y = _mm512_add_epi16(_mm512_slli_epi16(size, 4), _mm512_set1_epi16(0x3c00));
+  __mmask32 small = _mm512_cmplt_epu16_mask(size, _mm512_set1_epi16(8));
+  y = _mm512_mask_permutexvar_epi16(y, small, size, _mm512_load_si512(FP8_SMALL));
+  __mmask32 nan = _mm512_cmpeq_epi16_mask(size, _mm512_set1_epi16(0x7f));
+  y = _mm512_mask_mov_epi16(y, nan, _mm512_set1_epi16(0x7fc0));
+  return _mm512_or_si512(y, _mm512_slli_epi16(_mm512_xor_si512(codes, size), 8));
+}
 
 // in-register transposition of W rows of W 32-bit lanes
 IPX_INLINE void transpose(Raw (&r)[16]) {
@@ -235,6 +281,15 @@ template <int N> IPX_INLINE Raw shift_left(Raw x) { return _mm256_slli_epi32(x, 
 template <int N> IPX_INLINE Raw shift_right(Raw x) { return _mm256_srli_epi32(x, N); }
 template <int N> IPX_INLINE Raw shift_signed(Raw x) { return _mm256_srai_epi32(x, N); }
 IPX_INLINE Vec to_float(Raw x) { return _mm256_cvtepi32_ps(x); }
+IPX_INLINE Raw to_int(Vec x) { return _mm256_cvtps_epi32(x); }
+IPX_INLINE Raw raw_max(Raw a, Raw b) { return _mm256_max_epi32(a, b); }
+IPX_INLINE void store_bytes(int8_t* p, Raw x) {
+  __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+  _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(words, words));
+}
+IPX_INLINE Vec load_half(const uint16_t* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+}
 IPX_INLINE void wide_product(Raw a, Raw b, Raw& high, Raw& low) {
   Raw even = _mm256_mul_epu32(a, b), odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), b);
   high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
@@ -295,6 +350,30 @@ IPX_INLINE void store_n(bf16* p, Vec x, int64_t n) {
 }
 constexpr bool DOT_PAIRS = false;
 IPX_INLINE Vec dot_pairs(Vec c, Raw, Raw) { return c; }
+IPX_INLINE Raw dot_bytes(Raw c, Raw w, Raw a) {
+  Raw even = _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(255)),
+                               _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8));
+  Raw odd = _mm256_madd_epi16(_mm256_srli_epi16(w, 8), _mm256_srai_epi16(a, 8));
+  return _mm256_add_epi32(c, _mm256_add_epi32(even, odd));
+}
+IPX_INLINE Raw dot_nibbles(Raw c, Raw w0, Raw a0, Raw w1, Raw a1) {
+  Raw words = _mm256_add_epi16(_mm256_maddubs_epi16(w0, a0), _mm256_maddubs_epi16(w1, a1));
+  return _mm256_add_epi32(c, _mm256_madd_epi16(words, _mm256_set1_epi16(1)));
+}
+IPX_INLINE Raw fp8_pairs(Raw codes) {
+  const Raw low = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 0, (char)0x80, (char)0xc0, 0, 0x20, 0x40, 0x60, 0, 0, 0, 0, 0, 0, 0, 0));
+  const Raw high = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 0x3b, 0x3b, 0x3b, 0x3c, 0x3c, 0x3c, 0x3c, 0, 0, 0, 0, 0, 0, 0, 0));
+  Raw size = _mm256_and_si256(codes, _mm256_set1_epi16(0x7f));
+  Raw y = _mm256_add_epi16(_mm256_slli_epi16(size, 4), _mm256_set1_epi16(0x3c00));
+  Raw small = _mm256_or_si256(_mm256_shuffle_epi8(low, size),
+                              _mm256_shuffle_epi8(high, _mm256_slli_epi16(size, 8)));
+  y = _mm256_blendv_epi8(y, small, _mm256_cmpgt_epi16(_mm256_set1_epi16(8), size));
+  y = _mm256_blendv_epi8(y, _mm256_set1_epi16(0x7fc0),
+                         _mm256_cmpeq_epi16(size, _mm256_set1_epi16(0x7f)));
+  return _mm256_or_si256(y, _mm256_slli_epi16(_mm256_xor_si256(codes, size), 8));
+}
 
 IPX_INLINE void transpose(Raw (&r)[8]) {
   Raw t[8];

@@ -18,7 +18,8 @@ from inferplane.hw.ops.kv import KVOpSpec, RopeWriteSpec
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
 from inferplane.hw.ops.norm import RMSNormSpec
 from inferplane.hw.ops.rope import RopeSpec, cos_sin_table
-from inferplane_xeon import kernels
+from inferplane_xeon import kernels, quantized
+from inferplane_xeon.quantized import quant_problem
 from inferplane_xeon.sampling import (
     sampling_draw,
     sampling_filter,
@@ -54,7 +55,7 @@ def kv_problem(kv: KVSpec, *dtypes: str) -> Reject | None:
 
 def dense_problem(spec: LinearSpec | LogitsSpec) -> Reject | None:
     if spec.scheme:
-        return Reject("feature", f"no kernel for {describe(spec.scheme)}")
+        return Reject("feature", f"the weights are quantized: {describe(spec.scheme)}")
     return dtype_problem(spec.dtype)
 
 
@@ -302,7 +303,9 @@ def implementations() -> "list[tuple[str, OpImpl]]":
         ("norm.add_rms", Native("xeon.norm", plain, add_rms_norm)),
         ("activation.glu", Native("xeon.glu", plain, glu)),
         ("linear", Native("xeon.linear", dense_problem, linear)),
+        ("linear", Native("xeon.quant_linear", quant_problem, quantized.linear)),
         ("logits", Native("xeon.linear", dense_problem, logits)),
+        ("logits", Native("xeon.quant_linear", quant_problem, quantized.logits)),
         ("embedding", Native("xeon.embedding", plain, embedding)),
         ("sampling.filter", Native("xeon.sampling", sampling_problem, sampling_filter)),
         ("sampling.draw", Native("xeon.sampling", sampling_problem, sampling_draw)),

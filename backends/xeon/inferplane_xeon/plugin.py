@@ -87,7 +87,9 @@ def arch(flags: set[str]) -> str:
     """The best instruction set of ours that a processor with these flags runs."""
     if not flags >= {"avx512f", "avx512bw", "avx512vl", "avx512dq"}:
         return "avx2"
-    return "avx512_bf16" if "avx512_bf16" in flags else "avx512"
+    if "avx512_vnni" not in flags:
+        return "avx512"
+    return "avx512_bf16" if "avx512_bf16" in flags else "avx512_vnni"
 
 
 @impl

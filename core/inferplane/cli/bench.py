@@ -13,11 +13,11 @@ from typing import Any
 from inferplane.cli.engine import open_from
 from inferplane.cli.options import add_model, add_settings
 from inferplane.cli.progress import Line
-from inferplane.cli.remote import Remote, read_key
 from inferplane.cli.table import table
 from inferplane.cli.workload import Counts, Measured, Target, Workload, measure
 from inferplane.errors import ConfigError, InferplaneError
 from inferplane.offline import Engine
+from inferplane.remote import Remote, read_key
 from inferplane.sampling_params import SamplingParams
 
 WARM_UP_TOKENS = 8

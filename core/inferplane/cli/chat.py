@@ -12,9 +12,9 @@ from inferplane.background import Background
 from inferplane.cli.conversation import Conversation, Message, Talker
 from inferplane.cli.engine import open_from
 from inferplane.cli.options import add_model, add_sampling, add_settings, given_sampling
-from inferplane.cli.remote import Remote, read_key
 from inferplane.errors import InferplaneError
 from inferplane.offline import Engine, params_from
+from inferplane.remote import Remote, read_key
 
 PROMPT = "> "
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "serve": "serve a model over HTTP, OpenAI-compatible",
     "chat": "talk to a model in the terminal",
     "generate": "complete prompts",
+    "batch": "answer a file of requests in OpenAI's batch format, without a server",
     "bench": "measure throughput and latency, in process or of a server",
     "devices": "what each installed backend finds on this machine",
     "explain": "which kernel serves each op of a model and why, and who chose each setting",

@@ -55,12 +55,13 @@ class PageWrite(msgspec.Struct, array_like=True):
 
 
 class PromptLogprobs(msgspec.Struct, array_like=True):
-    """Score the prompt tokens `targets`: targets[i] follows the i-th token that sequence
-    `index` of this step computes. At most as many targets as the sequence's q_len."""
+    """Score the prompt tokens `targets`: targets[i] follows the token `first` + i of those that
+    sequence `index` of this step computes. `first` and the targets are at most its q_len."""
 
     index: int
     top: int
     targets: list[int]
+    first: int = 0
 
 
 class StepPlan(msgspec.Struct, kw_only=True):

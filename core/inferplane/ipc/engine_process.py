@@ -159,9 +159,12 @@ def _build(config: Config, progress: Callable[[str], None]) -> Core:
     from inferplane.engine import open_engine  # imports torch
 
     source = open_model(config.model, config.revision)
-    weights = Percent(progress)
     return open_engine(
-        config, source, progress=weights, report=progress, tokenizer=source.tokenizer
+        config,
+        source,
+        progress=Percent(progress),
+        report=progress,
+        tokenizer=source.tokenizer,
     )
 
 

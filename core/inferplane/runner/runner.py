@@ -212,7 +212,7 @@ class Runner:
     def _score_prompt(self, forwarded: Forwarded, wanted: PromptLogprobs) -> list[Scores]:
         import torch
 
-        first = sum(forwarded.step.plan.q_lens[: wanted.index])
+        first = sum(forwarded.step.plan.q_lens[: wanted.index]) + wanted.first
         vocab = forwarded.logits.shape[-1]
         rows = max(1, LOGITS_BYTES // (4 * vocab))
         targets = torch.tensor(wanted.targets, dtype=torch.int32, device=forwarded.hidden.device)

@@ -14,6 +14,9 @@ from inferplane.resolver import Resolver
 log = logging.getLogger(__name__)
 
 INT4_GROUPS = (128, 64, 32)
+INPUT_GROUP = 64
+"""inputs that share a scale, at most, where those of weight-only integers are rounded to int8: one
+scale for a token raises SmolLM2-135M's perplexity by 5 %, groups of 64 or 32 by 0.5 to 2 %"""
 
 
 def scheme_named(quantization: str, in_features: int) -> Scheme:
@@ -91,10 +94,13 @@ class SchemeChooser:
         inputs = self.config.input_quantization
         if inputs == "none":
             return [weight_only(scheme)]
+        named = [scheme]
         if inputs == "int8" and scheme.weight != "float8_e4m3fn" and not scheme.activation:
-            scheme = replace(scheme, activation="int8")
+            per_token = replace(scheme, activation="int8")
+            group = max(32, scheme.group) if 0 < scheme.group < INPUT_GROUP else INPUT_GROUP
+            named = [replace(per_token, activation_group=group), per_token]
         by_user = inputs == "int8" and "input_quantization" not in self.config.chosen_by
-        return [scheme] if by_user else list(dict.fromkeys([scheme, weight_only(scheme)]))
+        return named if by_user else list(dict.fromkeys([*named, weight_only(scheme)]))
 
     def _give_up(self, reason: str) -> None:
         self.given_up[reason] = self.given_up.get(reason, 0) + 1

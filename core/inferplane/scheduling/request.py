@@ -54,7 +54,7 @@ class Request:
     recount: bool = False  # tokens were appended that the device's penalty counts lack
     retractions: int = 0
     cached_tokens: int | None = None  # at first admission
-    scored: int = 0  # prompt tokens whose successor's logprob has been reported
+    scored: int = 0  # prompt tokens whose successor's logprob has been reported or is not wanted
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     need: list[int] | None = None  # pages by group that it lacked when it could not be admitted
     retry_at: int = 0  # step at which the prefix cache is looked up again
@@ -157,4 +157,5 @@ def new_request(submit: Submit, max_model_len: int, arrival: int, now: float) ->
         length=prompt_len,
         reported=prompt_len,
         prompt_logprobs=[None] * prompt_len if wants_prompt else None,
+        scored=max(0, submit.params.prompt_logprobs_start - 1),
     )

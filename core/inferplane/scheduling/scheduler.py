@@ -315,10 +315,11 @@ class Scheduler:
                 plan.logprobs.append(request.top_logprobs)
                 flight.sampled.append(request)
             top = request.params.prompt_logprobs
-            if top is not None and max(start, request.scored) < request.prompt_len - 1:
-                targets = request.tokens[start + 1 : min(start + count + 1, request.prompt_len)]
-                plan.prompt_logprobs.append(PromptLogprobs(index, top, targets.tolist()))
-                flight.scored.append((request, start))
+            first, end = max(start, request.scored), min(start + count, request.prompt_len - 1)
+            if top is not None and first < end:
+                targets = request.tokens[first + 1 : end + 1].tolist()
+                plan.prompt_logprobs.append(PromptLogprobs(index, top, targets, first - start))
+                flight.scored.append((request, first))
         self._flights[self._step] = flight
         return plan
 

@@ -1,8 +1,6 @@
 """The application: which endpoint lies where, and who may call it."""
 
-import enum
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
@@ -16,49 +14,16 @@ from inferplane.config import Config
 from inferplane.errors import EngineDeadError, RequestError
 from inferplane.generation import Generator, sampling_defaults
 from inferplane.grammar.compile import Choices
-from inferplane.server import system
-from inferplane.server.auth import ApiKey, Auth
+from inferplane.parsers.choose import Parsers, choose
+from inferplane.server.auth import ApiKey, Auth, check_admin, is_loopback
 from inferplane.server.boundary import Boundary
-from inferplane.server.chat import chat
-from inferplane.server.completions import completions
-from inferplane.server.errors import handle
+from inferplane.server.endpoint import Access, Endpoint
+from inferplane.server.endpoints import ENDPOINTS
+from inferplane.server.errors import OPENAI, handle
 from inferplane.server.limits import Limits
 from inferplane.server.metrics import Metrics
-from inferplane.server.native import generate
 from inferplane.server.service import ServerClient, Service
 from inferplane.text.tokenizer import Tokenizer
-
-Handler = Callable[[Service, Request], Awaitable[Response]]
-
-
-class Access(enum.Enum):
-    """Who may call an endpoint: anybody, or who has the key (if one is set)."""
-
-    OPEN = "open"
-    KEY = "key"
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    path: str
-    method: str
-    handler: Handler
-    access: Access
-
-
-ENDPOINTS = (
-    Endpoint("/health/live", "GET", system.live, Access.OPEN),
-    Endpoint("/health/ready", "GET", system.ready, Access.KEY),
-    Endpoint("/health", "GET", system.ready, Access.KEY),
-    Endpoint("/metrics", "GET", system.metrics, Access.KEY),
-    Endpoint("/v1/models", "GET", system.models, Access.KEY),
-    Endpoint("/v1/models/{model:path}", "GET", system.model, Access.KEY),
-    Endpoint("/v1/chat/completions", "POST", chat, Access.KEY),
-    Endpoint("/v1/completions", "POST", completions, Access.KEY),
-    Endpoint("/generate", "POST", generate, Access.KEY),
-    Endpoint("/tokenize", "POST", system.tokenize, Access.KEY),
-    Endpoint("/detokenize", "POST", system.detokenize, Access.KEY),
-)
 
 
 def create_app(
@@ -79,23 +44,27 @@ def create_app(
     grammars = Choices(config.grammar_backend, config.json_whitespace)
     service = Service(
         client=client,
+        config=config,
         generator=Generator(client, tokenizer, eos_ids=eos_ids, grammars=grammars),
         names=tuple(dict.fromkeys([config.served_model_name or config.model, config.model])),
         defaults=sampling_defaults(generation_config or {}),
         metrics=Metrics(lambda: client.stats, client.ready),
+        parsers=_parsers(config, tokenizer),
     )
     table = tuple(endpoints)
     open_paths = frozenset(e.path for e in table if e.access is Access.OPEN)
-    paths = frozenset(e.path for e in table)
+    paths = tuple(dict.fromkeys(e.path for e in table))
+    protocols = {e.path: e.protocol for e in table if e.protocol != OPENAI}
+    admin = key is None and is_loopback(config.host)
     app = FastAPI(
         title="inferplane",
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
-        routes=[Route(e.path, _bind(service, e.handler), methods=[e.method]) for e in table],
+        routes=[Route(e.path, _bind(service, e, admin), methods=[e.method]) for e in table],
         middleware=[
-            Middleware(Boundary, metrics=service.metrics, paths=paths),
+            Middleware(Boundary, metrics=service.metrics, paths=paths, protocols=protocols),
             Middleware(Auth, key=key, open_paths=open_paths),
             Middleware(Limits),
         ],
@@ -106,11 +75,26 @@ def create_app(
         },
     )
     app.state.service = service
+    app.state.endpoints = table
     return app
 
 
-def _bind(service: Service, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
-    async def endpoint(request: Request) -> Response:
-        return await handler(service, request)
+def _parsers(config: Config, tokenizer: Tokenizer) -> Parsers:
+    template = tokenizer.chat_template
+    return choose(
+        config.tool_call_parser,
+        config.reasoning_parser,
+        template.source if template else "",
+        {token: tokenizer.token_text(token) for token in tokenizer.special_ids},
+    )
 
-    return endpoint
+
+def _bind(
+    service: Service, endpoint: Endpoint, admin: bool
+) -> Callable[[Request], Awaitable[Response]]:
+    async def handle(request: Request) -> Response:
+        if endpoint.access is Access.ADMIN:
+            check_admin(admin, request)
+        return await endpoint.handler(service, request)
+
+    return handle

@@ -6,14 +6,16 @@ set elsewhere.
 
 import hashlib
 import hmac
+import ipaddress
 from pathlib import Path
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from inferplane import env
 from inferplane.config import Config
 from inferplane.errors import ConfigError, RequestError
-from inferplane.server.errors import error_response
+from inferplane.server.errors import ANTHROPIC, error_response
 
 
 class ApiKey:
@@ -51,8 +53,32 @@ def load_key(config: Config) -> ApiKey | None:
     return None if key is None else ApiKey(key)
 
 
+def is_loopback(host: str) -> bool:
+    """True for an address that only programs on this machine can reach."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_admin(local: bool, request: Request) -> None:
+    """Refuses operators' endpoints unless the server is `local`: loopback only, and no key, which
+    would mean that it has users. A page in a browser on this machine is no operator either: its
+    requests have an Origin."""
+    if not local or "origin" in request.headers:
+        raise RequestError(
+            "This endpoint is for the operator: it answers programs on the same machine, if the "
+            "server listens on a loopback address (--host 127.0.0.1) and has no API key.",
+            code="operator_only",
+            status=403,
+        )
+
+
 class Auth:
-    """Answers 401 to whatever lacks the key. Without a key everything is let through."""
+    """Answers 401 to whatever lacks the key. Without a key everything is let through. Anthropic's
+    endpoints take the key in x-api-key too, as its clients send it."""
 
     def __init__(self, app: ASGIApp, key: ApiKey | None, open_paths: frozenset[str]) -> None:
         self._app = app
@@ -66,7 +92,7 @@ class Auth:
             or (scope["type"] == "http" and scope["path"] in self._open_paths)
         ):
             await self._app(scope, receive, send)
-        elif self._authorized(self._key, scope["headers"]):
+        elif self._authorized(self._key, scope):
             scope.setdefault("state", {})["tenant"] = self._key.tenant
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
@@ -75,13 +101,17 @@ class Auth:
                 code="invalid_api_key",
                 status=401,
             )
-            await error_response(refusal)(scope, receive, send)
+            await error_response(refusal, scope)(scope, receive, send)
         else:
             await send({"type": "websocket.close", "code": 1008})
 
     @staticmethod
-    def _authorized(key: ApiKey, headers: list[tuple[bytes, bytes]]) -> bool:
+    def _authorized(key: ApiKey, scope: Scope) -> bool:
+        headers = scope["headers"]
         values = [value for name, value in headers if name.lower() == b"authorization"]
+        if not values and scope.get("state", {}).get("protocol") == ANTHROPIC:
+            keys = [value for name, value in headers if name.lower() == b"x-api-key"]
+            return len(keys) == 1 and key.matches(keys[0])
         scheme, _, token = values[0].partition(b" ") if values else (b"", b"", b"")
         matches = key.matches(token)
         return matches and scheme.lower() == b"bearer" and len(values) == 1

@@ -1,6 +1,6 @@
 """JSON in: a request body becomes a checked schema, or a RequestError that names the field."""
 
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -20,7 +20,15 @@ _decoder = msgspec.json.Decoder()
 
 
 class Schema(BaseModel):
-    """No coercion ("1" is not 1, true is not 1) and no unknown fields."""
+    """No coercion ("1" is not 1, true is not 1) and no unknown fields.
+
+    `refused` fields are known but not supported, those with `no_effect` ask for what is so anyway
+    or does not matter here; `nested` has the schemas of fields that hold one or a list of them.
+    """
+
+    refused: ClassVar[tuple[str, ...]] = ()
+    no_effect: ClassVar[tuple[str, ...]] = ()
+    nested: ClassVar[dict[str, "type[Schema]"]] = {}
 
     model_config = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=False)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, ClassVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,15 +14,19 @@ from inferplane.sampling_params import MAX_LOGPROBS
 from inferplane.server import body
 from inferplane.server.encode import json_response
 from inferplane.server.logprobs import CompletionLogprobs, prompt_logprobs
+from inferplane.server.open_requests import Owner
 from inferplane.server.openai_fields import OpenAIFields
 from inferplane.server.prompts import prompts_of
 from inferplane.server.sampling import renamed
 from inferplane.server.service import Service, Usage, namespace, new_id, openai_finish
+from inferplane.server.shapes import Prompt
 from inferplane.server.streaming import EventStream
 
 
 class CompletionRequest(OpenAIFields):
-    prompt: Any
+    refused: ClassVar[tuple[str, ...]] = (*OpenAIFields.refused, "suffix")
+
+    prompt: Prompt
     echo: bool | None = None
     logprobs: int | None = None
     best_of: int | None = None
@@ -79,7 +83,7 @@ async def completions(service: Service, request: Request) -> Response:
     samples = generator.prepare(
         ids,
         params,
-        namespace=namespace(request, asked.cache_salt),
+        namespace=namespace(request, asked.salt),
         priority=asked.priority or 0,
     )
     if asked.echo:  # not before the ids have been checked
@@ -87,6 +91,7 @@ async def completions(service: Service, request: Request) -> Response:
         decode = generator.tokenizer.decode
         texts = [t or decode(i, skip) for t, i in zip(texts, ids, strict=True)]
     answer = Answer(service, asked, samples, texts)
+    answer.own(request)
     if asked.stream:
         return EventStream(request, answer.chunks())
     return await answer.whole(request)
@@ -109,16 +114,21 @@ class Answer:
         self._usage = Usage(samples)
         self._tokenizer = service.generator.tokenizer
         self._logprobs = [CompletionLogprobs(self._tokenizer, asked.logprobs or 0) for _ in samples]
-        self._head = {
+        self._owners: list[Owner] = []
+        self._head: dict[str, Any] = {
             "id": new_id("cmpl-"),
             "object": "text_completion",
             "created": int(service.now()),
             "model": asked.model or service.names[0],
         }
 
+    def own(self, request: Request) -> None:
+        """From now on it can be aborted."""
+        self._owners = [self._asked.owner(request, self._head["id"])] * len(self._samples)
+
     async def whole(self, request: Request) -> Response:
         choices = []
-        done = await self._service.complete(request, self._samples)
+        done = await self._service.complete(request, self._samples, self._owners)
         for sample, completion in zip(self._samples, done, strict=True):
             self._usage.add(sample.index, completion)
             choices.append(self._choice(sample.index, completion, first=True))
@@ -126,7 +136,7 @@ class Answer:
 
     async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
         opened: set[int] = set()
-        async with aclosing(self._service.stream(self._samples)) as deltas:
+        async with aclosing(self._service.stream(self._samples, self._owners)) as deltas:
             async for delta in deltas:
                 self._usage.add(delta.index, delta)
                 first = delta.index not in opened
@@ -153,6 +163,8 @@ class Answer:
             "logprobs": None,
             "finish_reason": openai_finish(part.finish_reason),
         }
+        if part.finish_reason is not None:
+            choice["matched_stop"] = part.matched
         if self._asked.logprobs is not None:
             choice["logprobs"] = self._take_logprobs(sample, part, echo)
         if part.prompt_logprobs is not None and self._asked.prompt_logprobs is not None:

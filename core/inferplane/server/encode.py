@@ -21,3 +21,13 @@ def json_response(
 
 def event(body: Any) -> bytes:
     return b"data: " + _encoder.encode(body) + b"\n\n"
+
+
+def named_event(body: Any) -> bytes:
+    """An event that has its type for a name too."""
+    return f"event: {body['type']}\n".encode() + event(body)
+
+
+def line(body: Any) -> bytes:
+    """A line of newline-delimited JSON."""
+    return _encoder.encode(body) + b"\n"

@@ -1,5 +1,6 @@
-"""The one place where an exception becomes an answer. Always OpenAI's error format; what a
-failure of ours was about stays in the log, under an id that the client is told.
+"""The one place where an exception becomes an answer: in OpenAI's error format, or in that of the
+API whose endpoint was called. What a failure of ours was about stays in the log, under an id that
+the client is told.
 """
 
 import logging
@@ -10,6 +11,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from inferplane.errors import EngineDeadError, RequestError
 from inferplane.server.encode import json_response
@@ -25,6 +27,16 @@ ROUTING_MESSAGES = {
 TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 RETRY_AFTER_SECONDS = "1"
 
+OPENAI, ANTHROPIC, OLLAMA = "openai", "anthropic", "ollama"
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
 log = logging.getLogger(__name__)
 
 
@@ -32,8 +44,21 @@ class ClientGone(Exception):
     """The client has closed its connection: there is nobody to answer."""
 
 
-def error_body(error: Exception) -> tuple[int, dict[str, Any]]:
+def error_body(error: Exception, protocol: str = OPENAI) -> tuple[int, dict[str, Any]]:
     """(HTTP status, JSON body). Logs what the body must not say."""
+    status, found = _found(error)
+    match protocol:
+        case "anthropic":
+            kind = "api_error" if status >= 500 else "invalid_request_error"
+            found = {**found, "type": ANTHROPIC_TYPES.get(status, kind)}
+            return status, {"type": "error", "error": found}
+        case "ollama":
+            return status, {"error": found["message"], "param": found["param"]}
+        case _:
+            return status, {"error": found}
+
+
+def _found(error: Exception) -> tuple[int, dict[str, Any]]:
     if isinstance(error, RequestError) and error.status < 500:
         return error.status, _body(
             error.message,
@@ -59,7 +84,7 @@ def error_body(error: Exception) -> tuple[int, dict[str, Any]]:
 
 
 def _body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return {"message": message, "type": kind, "param": param, "code": code}
 
 
 def _log_failure(identity: str, error: Exception) -> None:
@@ -73,8 +98,9 @@ def _log_failure(identity: str, error: Exception) -> None:
     log.debug("error %s: %r", identity, str(error))
 
 
-def error_response(error: Exception) -> Response:
-    status, body = error_body(error)
+def error_response(error: Exception, scope: Scope) -> Response:
+    """In the format of the endpoint that `scope` is about, as the outermost layer noted it."""
+    status, body = error_body(error, scope.get("state", {}).get("protocol", OPENAI))
     headers = {}
     if status == 401:
         headers["www-authenticate"] = "Bearer"
@@ -87,4 +113,4 @@ def error_response(error: Exception) -> Response:
 
 async def handle(request: Request, error: Exception) -> Response:
     """For Starlette's exception handlers."""
-    return error_response(error)
+    return error_response(error, request.scope)

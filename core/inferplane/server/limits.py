@@ -24,7 +24,7 @@ class Limits:
             return
         refusal = self._check_headers(scope["headers"])
         if refusal is not None:
-            await error_response(refusal)(scope, receive, send)
+            await error_response(refusal, scope)(scope, receive, send)
             return
         size = chunks = 0
 

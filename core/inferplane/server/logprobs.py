@@ -28,7 +28,8 @@ def chat_logprobs(
                 ],
             }
             for item in logprobs
-        ]
+        ],
+        "refusal": None,
     }
 
 

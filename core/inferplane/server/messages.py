@@ -3,59 +3,68 @@
 from typing import Any
 
 from inferplane.errors import RequestError
+from inferplane.server.past_calls import PastCalls
 
 MAX_MESSAGES = 4096
 MAX_PARTS = 64
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-"""role in the request -> role in the template; developer is OpenAI's newer word for system"""
-UNSUPPORTED_ROLES = ("tool", "function")
-EMPTY_FIELDS = (
-    "refusal",
-    "annotations",
-    "audio",
-    "function_call",
-    "tool_calls",
-    "tool_call_id",
-    "reasoning_content",
-    "reasoning",
-)
+ROLES |= {"tool": "tool", "function": "tool"}
+"""role in the request -> role in the template; developer is OpenAI's newer word for system,
+function its older one for tool"""
+EMPTY_FIELDS = ("refusal", "annotations", "audio")
 """an assistant message that is sent back as it came may have these, if they hold nothing"""
+REASONING_FIELDS = ("reasoning_content", "reasoning")
+CALL_FIELDS = ("tool_calls", "function_call", "tool_call_id")
 
 
 def checked_messages(messages: list[Any]) -> list[dict[str, Any]]:
+    """As templates read them: see turn.py, which says what they have."""
     if not messages:
         raise _invalid("messages", "is empty: send at least one message")
     if len(messages) > MAX_MESSAGES:
         raise _invalid("messages", f"has {len(messages)} messages, at most {MAX_MESSAGES}")
-    return [_message(f"messages[{i}]", message) for i, message in enumerate(messages)]
+    calls = PastCalls()
+    return [_message(f"messages[{i}]", message, calls) for i, message in enumerate(messages)]
 
 
-def _message(where: str, message: Any) -> dict[str, Any]:
+def _message(where: str, message: Any, calls: PastCalls) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise _invalid(where, "must be an object", "invalid_type")
     role = message.get("role")
     if role is None:
         raise _invalid(f"{where}.role", "is missing", "missing_required_parameter")
-    if role in UNSUPPORTED_ROLES:
-        raise _unsupported(f"{where}.role", f"role '{role}'")
     if not isinstance(role, str) or role not in ROLES:
         raise _invalid(f"{where}.role", f"must be one of {', '.join(ROLES)}")
     checked: dict[str, Any] = {"role": ROLES[role]}
     for key, value in message.items():
-        if key in ("role", "content"):
+        if key in ("role", "content") or key in CALL_FIELDS:
             continue
         if key == "name":
             if not isinstance(value, str) or len(value) > 64:
                 raise _invalid(f"{where}.name", "must be a string of at most 64 characters")
             checked["name"] = value
+        elif key in REASONING_FIELDS:
+            _reasoning(f"{where}.{key}", value, checked)
         elif key not in EMPTY_FIELDS:
             raise _invalid(f"{where}.{key[:64]}", "is unknown", "unknown_parameter")
         elif value not in (None, [], ""):
             raise _unsupported(f"{where}.{key}", f"'{key}'")
-    if message.get("content") is None:
+    checked |= calls.of(where, role, message)
+    content = message.get("content")
+    if content is None and not checked.get("tool_calls"):
         raise _invalid(f"{where}.content", "is missing", "missing_required_parameter")
-    checked["content"] = _content(f"{where}.content", message["content"])
+    checked["content"] = "" if content is None else _content(f"{where}.content", content)
     return checked
+
+
+def _reasoning(where: str, value: Any, checked: dict[str, Any]) -> None:
+    if value in (None, ""):
+        return
+    if checked["role"] != "assistant":
+        raise _invalid(where, "is only allowed in assistant messages")
+    if not isinstance(value, str):
+        raise _invalid(where, "must be a string", "invalid_type")
+    checked["reasoning_content"] = value
 
 
 def _content(where: str, content: Any) -> str:

@@ -1,8 +1,6 @@
-"""POST /generate, the native endpoint: SGLang's names and shapes, cumulative text in a stream."""
+"""POST /generate, the native endpoint: SGLang's fields. Its answers are in native_answer."""
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from pydantic import Field
@@ -10,18 +8,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from inferplane.errors import RequestError
-from inferplane.generation import Completion, Sample
-from inferplane.messages import TokenLogprobs
 from inferplane.sampling_params import KINDS, MAX_LOGPROBS, SamplingParams
 from inferplane.server import body
 from inferplane.server.body import Schema
 from inferplane.server.constraints import of_schema, of_structural_tag
-from inferplane.server.encode import json_response
-from inferplane.server.logprobs import finite
-from inferplane.server.openai_fields import PRIORITY_LIMIT, ShortText
+from inferplane.server.native_answer import Answer, Wanted
+from inferplane.server.openai_fields import PRIORITY_LIMIT, RequestId, ShortText, cache_salt
 from inferplane.server.prompts import MAX_PROMPTS, prompts_of
-from inferplane.server.sampling import Strings, TokenIds, bias_of, refuse_unsupported, renamed
-from inferplane.server.service import Service, namespace, new_id
+from inferplane.server.sampling import (
+    OneOrMany,
+    Strings,
+    TokenIds,
+    bias_of,
+    refuse_unsupported,
+    renamed,
+)
+from inferplane.server.service import Service, namespace, new_id, tenant
+from inferplane.server.shapes import Ids, Text
 from inferplane.server.streaming import EventStream
 
 DEFAULT_MAX_NEW_TOKENS = 128
@@ -36,10 +39,30 @@ UNSUPPORTED_FIELDS = (
     "custom_logit_processor",
     "return_hidden_states",
     "token_ids_logprob",
+    "session_id",
+    "mm_hashes",
+    "mm_content_hashes",
+    "modalities",
+    "return_sampling_mask",
+    "sampling_logprobs_mode",
+    "return_routed_experts",
+    "return_indexer_topk",
+    "return_entropy",
+    "bootstrap_host",
+    "bootstrap_port",
+    "bootstrap_room",
+    "routed_dp_rank",
+    "require_reasoning",
+    "max_thinking_tokens",
+    "multi_item_delimiter_indices",
+    "kv_hints",
+    "custom_labels",
 )
 UNSUPPORTED_SAMPLING = (
     "stop_regex",
     "custom_params",
+    "beam_width",
+    "watermark",
 )
 SPELLINGS = {
     "max_tokens": "sampling_params.max_new_tokens",
@@ -71,6 +94,9 @@ SAME = (
 class NativeSampling(Schema):
     """SGLang's sampling_params."""
 
+    refused: ClassVar[tuple[str, ...]] = UNSUPPORTED_SAMPLING
+    no_effect: ClassVar[tuple[str, ...]] = ("spaces_between_special_tokens",)
+
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None
     temperature: float | None = None
@@ -96,6 +122,9 @@ class NativeSampling(Schema):
     constrain_after: str | None = None
     structural_tag: Any = None
     custom_params: Any = None
+    beam_width: Any = None
+    watermark: Any = None
+    stream_interval: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
 
     def params(self, defaults: dict[str, Any]) -> SamplingParams:
         pairs = [(name, name) for name in SAME]
@@ -114,22 +143,41 @@ class NativeSampling(Schema):
 
 
 class GenerateRequest(Schema):
-    """Either `text` or `input_ids`; lists of them make a batch, for which `sampling_params` may be
-    a list too."""
+    """Either `text` or `input_ids`; lists of them make a batch, for which `sampling_params`, `rid`
+    and the logprob fields may be lists too.
 
-    text: Any = None
-    input_ids: Any = None
+    `log_metrics`, `no_logs`, `routing_key` and `conversation_id` ask nothing of a server that logs
+    no prompts and has one engine, and have no effect.
+    """
+
+    refused: ClassVar[tuple[str, ...]] = UNSUPPORTED_FIELDS
+    no_effect: ClassVar[tuple[str, ...]] = (
+        "log_metrics",
+        "no_logs",
+        "routing_key",
+        "conversation_id",
+    )
+    nested: ClassVar[dict[str, type[Schema]]] = {"sampling_params": NativeSampling}
+
+    text: Text = None
+    input_ids: Ids = None
     sampling_params: Any = None
     stream: bool | None = None
-    return_logprob: bool | None = None
-    logprob_start_len: int | None = None
-    top_logprobs_num: int | None = None
+    incremental_streaming_output: bool | None = None
+    return_logprob: OneOrMany[bool] | None = None
+    logprob_start_len: OneOrMany[int] | None = None
+    top_logprobs_num: OneOrMany[int] | None = None
     return_text_in_logprobs: bool | None = None
-    rid: Annotated[str, Field(pattern=r"\A[A-Za-z0-9._-]{1,64}\z")] | None = None
+    return_prompt_token_ids: bool | None = None
+    rid: OneOrMany[RequestId] | None = None
     model: str | None = None
     cache_salt: ShortText | None = None
     extra_key: ShortText | None = None
     priority: Annotated[int, Field(ge=-PRIORITY_LIMIT, le=PRIORITY_LIMIT)] | None = None
+    log_metrics: bool | None = None
+    no_logs: bool | None = None
+    routing_key: ShortText | None = None
+    conversation_id: ShortText | None = None
     input_embeds: Any = None
     image_data: Any = None
     video_data: Any = None
@@ -139,6 +187,24 @@ class GenerateRequest(Schema):
     custom_logit_processor: Any = None
     return_hidden_states: Any = None
     token_ids_logprob: Any = None
+    session_id: Any = None
+    mm_hashes: Any = None
+    mm_content_hashes: Any = None
+    modalities: Any = None
+    return_sampling_mask: Any = None
+    sampling_logprobs_mode: Any = None
+    return_routed_experts: Any = None
+    return_indexer_topk: Any = None
+    return_entropy: Any = None
+    bootstrap_host: Any = None
+    bootstrap_port: Any = None
+    bootstrap_room: Any = None
+    routed_dp_rank: Any = None
+    require_reasoning: Any = None
+    max_thinking_tokens: Any = None
+    multi_item_delimiter_indices: Any = None
+    kv_hints: Any = None
+    custom_labels: Any = None
 
     def check(self) -> None:
         for name in UNSUPPORTED_FIELDS:
@@ -152,15 +218,45 @@ class GenerateRequest(Schema):
                 param="text" if missing else "input_ids",
                 code="missing_required_parameter" if missing else "invalid_value",
             )
-        limits = {"top_logprobs_num": (0, MAX_LOGPROBS), "logprob_start_len": (-1, 2**31 - 1)}
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise RequestError(
-                    f"{name} is {value}, outside [{low}, {high}]",
-                    param=name,
-                    code="invalid_value",
-                )
+
+    def wanted(self, count: int) -> list[Wanted]:
+        """What each of `count` prompts wants to know beyond its text."""
+        flags = self._each("return_logprob", False, count)
+        starts = self._each("logprob_start_len", -1, count)
+        tops = self._each("top_logprobs_num", 0, count)
+        for name, low, high, values in (
+            ("top_logprobs_num", 0, MAX_LOGPROBS, tops),
+            ("logprob_start_len", -1, 2**31 - 1, starts),
+        ):
+            for value in values:
+                if not low <= value <= high:
+                    raise RequestError(
+                        f"{name} is {value}, outside [{low}, {high}]",
+                        param=name,
+                        code="invalid_value",
+                    )
+        names = [new_id("") for _ in range(count)]
+        if self.rid is not None:
+            names = self._each("rid", "", count) if count > 1 or len(self.rid) > 1 else self.rid
+        return [
+            Wanted(name, logprobs=flag, start=start, top=top)
+            for name, flag, start, top in zip(names, flags, starts, tops, strict=True)
+        ]
+
+    def _each(self, name: str, default: Any, count: int) -> list[Any]:
+        """The field for each of `count` prompts; one value is for all of them."""
+        values = getattr(self, name)
+        if values is None:
+            return [default] * count
+        if len(values) == 1:
+            return list(values) * count
+        if len(values) != count:
+            raise RequestError(
+                f"{name} has {len(values)} entries for {count} prompts",
+                param=name,
+                code="invalid_value",
+            )
+        return list(values)
 
     @property
     def prompts(self) -> tuple[str, Any]:
@@ -208,117 +304,45 @@ async def generate(service: Service, request: Request) -> Response:
     asked = await body.read(request, GenerateRequest)
     service.check_model(asked.model)
     asked.check()
-    samples = await _samples(service, request, asked)
-    answer = Answer(service, asked, samples)
+    answer = await _prepared(service, request, asked)
     if asked.stream:
         return EventStream(request, answer.chunks())
     return await answer.whole(request)
 
 
-async def _samples(service: Service, request: Request, asked: GenerateRequest) -> list[Sample]:
+async def _prepared(service: Service, request: Request, asked: GenerateRequest) -> Answer:
     field, value = asked.prompts
     prompts = prompts_of(value, field)
-    salt = f"{asked.cache_salt or ''}\0{asked.extra_key or ''}".strip("\0")
-    chosen: dict[str, Any] = {}
-    if asked.return_logprob:
-        chosen["logprobs"] = asked.top_logprobs_num or 0
-        if asked.logprob_start_len not in (None, -1):
-            chosen["prompt_logprobs"] = asked.top_logprobs_num or 0
-    spelled = {name: f"sampling_params.{name}" for name in (*SAME, *KINDS)}
-    names = {"prompt": field, **spelled, **SPELLINGS}
-    samples: list[Sample] = []
+    salt = cache_salt(asked.cache_salt, asked.extra_key)
+    names = {
+        "prompt": field,
+        "logprobs": "top_logprobs_num",
+        **{name: f"sampling_params.{name}" for name in (*SAME, *KINDS)},
+        **SPELLINGS,
+    }
+    answer = Answer(
+        service,
+        tenant(request),
+        many=asked.is_batch,
+        incremental=bool(asked.incremental_streaming_output),
+        texts=bool(asked.return_text_in_logprobs),
+        prompt_ids=bool(asked.return_prompt_token_ids),
+    )
+    wanted = asked.wanted(len(prompts))
     with renamed(**names):
-        for prompt, sampling in zip(prompts, asked.sampling(len(prompts)), strict=True):
-            params = sampling.params(dict(service.defaults))
+        for i, sampling in enumerate(asked.sampling(len(prompts))):
+            prompt = prompts[i]
+            params = msgspec.structs.replace(
+                sampling.params(dict(service.defaults)), **wanted[i].params()
+            )
             await service.generator.check(params)
             ids = await service.generator.encode(prompt) if isinstance(prompt, str) else prompt
-            samples += service.generator.prepare(
+            samples = service.generator.prepare(
                 [ids],
-                msgspec.structs.replace(params, **chosen),
+                params,
                 namespace=namespace(request, salt),
                 priority=asked.priority or 0,
-                first_index=len(samples),
+                first_index=len(answer),
             )
-    return samples
-
-
-class Answer:
-    """One or more native results on their way out."""
-
-    def __init__(self, service: Service, asked: GenerateRequest, samples: Sequence[Sample]) -> None:
-        self._service = service
-        self._asked = asked
-        self._samples = samples
-        self._tokenizer = service.generator.tokenizer
-        self._started = service.clock()
-        self._ids = [new_id("") for _ in samples]
-        if asked.rid is not None and len(samples) == 1:
-            self._ids = [asked.rid]
-        self._many = asked.is_batch or len(samples) > 1
-
-    async def whole(self, request: Request) -> Response:
-        done = await self._service.complete(request, self._samples)
-        results = [self._result(i, completion) for i, completion in enumerate(done)]
-        return json_response(results if self._many else results[0])
-
-    async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
-        so_far = [Completion() for _ in self._samples]
-        async with aclosing(self._service.stream(self._samples)) as deltas:
-            async for delta in deltas:
-                so_far[delta.index].add(delta)
-                result = self._result(delta.index, so_far[delta.index])
-                if self._many:
-                    result["index"] = delta.index
-                yield result
-
-    def _result(self, index: int, part: Completion) -> dict[str, Any]:
-        meta: dict[str, Any] = {
-            "id": self._ids[index],
-            "finish_reason": _finish(part),
-            "prompt_tokens": len(self._samples[index].submit.prompt),
-            "completion_tokens": len(part.tokens),
-            "cached_tokens": part.cached_tokens,
-            "e2e_latency": self._service.clock() - self._started,
-        }
-        if self._asked.return_logprob:
-            self._add_logprobs(meta, index, part)
-        return {"text": part.text, "output_ids": part.tokens, "meta_info": meta}
-
-    def _add_logprobs(self, meta: dict[str, Any], index: int, part: Completion) -> None:
-        start = self._asked.logprob_start_len
-        prompt = self._samples[index].submit.prompt
-        scored: list[TokenLogprobs | None] = []
-        if start is not None and start >= 0:
-            scored = (part.prompt_logprobs or [])[start:]
-        # SGLang scores from the start on: the first token there has nothing before it
-        inputs = [
-            self._entry(None if i == 0 or item is None else item.logprob, token)
-            for i, (item, token) in enumerate(zip(scored, prompt[start or 0 :], strict=False))
-        ]
-        meta["input_token_logprobs"] = inputs
-        meta["output_token_logprobs"] = [self._entry(i.logprob, i.token) for i in part.logprobs]
-        if self._asked.top_logprobs_num:
-            meta["input_top_logprobs"] = [
-                None if i == 0 or item is None else self._top(item) for i, item in enumerate(scored)
-            ]
-            meta["output_top_logprobs"] = [self._top(item) for item in part.logprobs]
-
-    def _top(self, item: TokenLogprobs) -> list[list[Any]]:
-        top = item.top[: self._asked.top_logprobs_num]
-        return [self._entry(logprob, token) for token, logprob in top]
-
-    def _entry(self, logprob: float | None, token: int) -> list[Any]:
-        text = self._tokenizer.token_text(token) if self._asked.return_text_in_logprobs else None
-        return [None if logprob is None else finite(logprob), token, text]
-
-
-def _finish(part: Completion) -> dict[str, Any] | None:
-    match part.finish_reason:
-        case None:
-            return None
-        case "stop":
-            return {"type": "stop", "matched": part.matched}
-        case "length":
-            return {"type": "length", "length": len(part.tokens)}
-        case _:
-            return {"type": "abort", "message": "The sequence was aborted."}
+            answer.add(samples, wanted[i], sampling.stream_interval or 1)
+    return answer

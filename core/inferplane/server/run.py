@@ -12,6 +12,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from inferplane.checkpoint.source import ModelSource, open_model
 from inferplane.config import Config
@@ -34,7 +35,7 @@ class HttpServer(uvicorn.Server):
     """uvicorn without its access log, which has what clients send, and without its signal
     handling, which ends the process with the signal."""
 
-    def __init__(self, app: FastAPI, drain_seconds: int = DRAIN_SECONDS) -> None:
+    def __init__(self, app: ASGIApp, drain_seconds: int = DRAIN_SECONDS) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -80,7 +81,7 @@ def serve(
             starting = asyncio.create_task(client.start(say))
             await asyncio.sleep(0)  # lets the engine process start before we read the vocabulary
             try:
-                app = await _application(config, source, client, key)
+                app = await application(config, source, client, key)
                 try:
                     return await Running(config, client, listener, app, say).until_signal(starting)
                 finally:
@@ -93,9 +94,10 @@ def serve(
         return _run_loop(run)
 
 
-async def _application(
+async def application(
     config: Config, source: ModelSource, client: ProcessClient, key: ApiKey | None
 ) -> FastAPI:
+    """The application for a model; its vocabulary is read in a thread."""
     loop = asyncio.get_running_loop()
     tokenizer = await loop.run_in_executor(None, source.tokenizer, config.chat_template)
     return create_app(

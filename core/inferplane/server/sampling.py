@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from pydantic import BeforeValidator, Field
@@ -13,19 +13,30 @@ from inferplane.server.body import Schema
 
 MAX_ITEMS = 1024
 
+Item = TypeVar("Item")
+
 
 def _one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _many(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+OneOrMany = Annotated[
+    list[Item], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True), BeforeValidator(_many)
+]
+"""a value for all prompts, or a list with one for each"""
 Strings = Annotated[
     list[str], Field(max_length=MAX_ITEMS, fail_fast=True), BeforeValidator(_one_or_many)
 ]
 TokenIds = Annotated[list[int], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 
-class SamplingFields(Schema):
-    """OpenAI's fields and those that SGLang and vLLM add. None means: the model's default."""
+class CommonSampling(Schema):
+    """How a token is chosen and what ends a sequence: OpenAI's fields and those that SGLang and
+    vLLM add, under the names of SamplingParams. None means: the model's default."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -36,26 +47,31 @@ class SamplingFields(Schema):
     presence_penalty: float | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=MAX_ITEMS)] | None = None
     seed: int | None = None
-    n: int | None = None
-    max_tokens: int | None = None
     min_tokens: int | None = None
     stop: Strings | None = None
     stop_token_ids: TokenIds | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
-    prompt_logprobs: int | None = None
 
     def sampling_params(self, defaults: Mapping[str, Any], **chosen: Any) -> SamplingParams:
         """`defaults`, overridden by what the request says, overridden by `chosen`."""
         said = {
             name: value
             for name in SamplingFields.model_fields
-            if (value := getattr(self, name)) is not None
+            if (value := getattr(self, name, None)) is not None
         }
         if "logit_bias" in said:
             said["logit_bias"] = bias_of(said["logit_bias"])
         return msgspec.structs.replace(SamplingParams(), **{**defaults, **said, **chosen})
+
+
+class SamplingFields(CommonSampling):
+    """What the completions APIs have besides."""
+
+    n: int | None = None
+    max_tokens: int | None = None
+    prompt_logprobs: int | None = None
 
 
 def bias_of(bias: Mapping[str, float]) -> dict[int, float]:

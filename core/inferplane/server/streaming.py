@@ -1,8 +1,9 @@
 """Work for as long as the client listens, and server-sent events."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -14,11 +15,21 @@ from inferplane.server.errors import ClientGone, error_body
 
 Result = TypeVar("Result")
 
-HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
+HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How a stream is written: each value, a failure after the first value, and the end."""
+
+    media_type: str
+    value: Callable[[Any], bytes]
+    failure: Callable[[Exception], bytes]
+    end: bytes
+
+
+OPENAI = Framing(EVENT_STREAM, event, lambda error: event(error_body(error)[1]), DONE)
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
@@ -45,16 +56,19 @@ async def _disconnect(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """Sends each JSON value of `events` as an event, then [DONE].
+    """Sends each JSON value of `events` in some framing: OpenAI's has an event each, then [DONE].
 
     A failure before the first event is raised, and so gets a proper status; a later one becomes
-    an error event, and [DONE] stays out.
+    an error event, and the end stays out.
     """
 
-    def __init__(self, request: Request, events: AsyncGenerator[Any, None]) -> None:
+    def __init__(
+        self, request: Request, events: AsyncGenerator[Any, None], framing: Framing = OPENAI
+    ) -> None:
         super().__init__()
         self._request = request
         self._events = events
+        self._framing = framing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # the receive of the request, not of the call: it knows that the body has been read
@@ -62,23 +76,27 @@ class EventStream(Response):
 
     async def _send_all(self, send: Send) -> None:
         async with aclosing(self._events) as events:
-            chunks = _encoded(events)
+            chunks = _encoded(events, self._framing.value)
             async with aclosing(chunks):
                 first = await anext(chunks)
-                await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+                headers = [(b"content-type", self._framing.media_type.encode()), *HEADERS]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
                 await _send(send, first)
                 try:
                     async for chunk in chunks:
                         await _send(send, chunk)
-                    await _send(send, DONE)
+                    if self._framing.end:
+                        await _send(send, self._framing.end)
                 except Exception as error:
-                    await _send(send, event(error_body(error)[1]))
+                    await _send(send, self._framing.failure(error))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _encoded(events: AsyncGenerator[Any, None]) -> AsyncGenerator[bytes, None]:
+async def _encoded(
+    events: AsyncGenerator[Any, None], encode: Callable[[Any], bytes]
+) -> AsyncGenerator[bytes, None]:
     async for value in events:
-        yield event(value)
+        yield encode(value)
 
 
 async def _send(send: Send, body: bytes) -> None:

@@ -14,6 +14,7 @@ from inferplane.server.messages import checked_messages
 from inferplane.server.prompts import prompts_of
 from inferplane.server.sampling import renamed
 from inferplane.server.service import Service
+from inferplane.server.shapes import OptionalMessages, OptionalPrompt, Tokens
 
 OWNER = "inferplane"
 
@@ -22,15 +23,15 @@ class TokenizeRequest(Schema):
     """A text, several texts, or the messages of a chat."""
 
     model: str | None = None
-    prompt: Any = None
-    messages: list[Any] | None = None
+    prompt: OptionalPrompt = None
+    messages: OptionalMessages | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
 
 
 class DetokenizeRequest(Schema):
     model: str | None = None
-    tokens: Any
+    tokens: Tokens
     skip_special_tokens: bool | None = None
 
 

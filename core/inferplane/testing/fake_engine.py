@@ -31,14 +31,16 @@ from inferplane.messages import (
 
 class Behaviour(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What a fake engine does. `script` maps a whole prompt to the tokens that follow it; other
-    prompts get hashed tokens between `low` and `high`. `fail_to_load` and `crash_at_step` raise,
-    `exit_at_step` ends the process, `burst` is how many tokens one step gives a sequence."""
+    prompts get `answer`, or else hashed tokens between `low` and `high`. `fail_to_load` and
+    `crash_at_step` raise, `exit_at_step` ends the process, `burst` is how many tokens one step
+    gives a sequence."""
 
     vocab_size: int = 259
     max_model_len: int = 512
     low: int = 97
     high: int = 123
     script: list[tuple[list[int], list[int]]] = []
+    answer: list[int] | None = None
     burst: int = 1
     crash_at_step: int | None = None
     exit_at_step: int | None = None
@@ -126,7 +128,7 @@ class FakeEngineCore:
             ),
             default=0,
         )
-        script = self._script.get(tuple(submit.prompt))
+        script = self._script.get(tuple(submit.prompt), self.behaviour.answer)
         self._seen.append((submit.namespace, submit.prompt))
         self.submitted.append(submit)
         self.on_submit(submit)
@@ -178,7 +180,8 @@ class FakeEngineCore:
             output.logprobs = [logprobs(t, submit.params.logprobs) for t in output.tokens]
         if first and submit.params.prompt_logprobs is not None:
             rest = [logprobs(t, submit.params.prompt_logprobs) for t in submit.prompt[1:]]
-            output.prompt_logprobs = [None, *rest]
+            skipped = min(submit.params.prompt_logprobs_start, len(submit.prompt))
+            output.prompt_logprobs = [*[None] * skipped, *[None, *rest][skipped:]]
         self.stats.output_tokens += len(output.tokens)
         return output
 

@@ -185,7 +185,7 @@ class HashDevice:
             result.tokens.append(token)
             result.logprobs.append(score(state, token, top) if top >= 0 else None)
         for wanted in plan.prompt_logprobs:
-            pairs = zip(states[wanted.index], wanted.targets, strict=False)
+            pairs = zip(states[wanted.index][wanted.first :], wanted.targets, strict=False)
             result.prompt_logprobs.append([score(state, t, wanted.top) for state, t in pairs])
         return result
 

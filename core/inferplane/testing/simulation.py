@@ -113,6 +113,7 @@ class Simulation:
             min_tokens=rng.choice([0, 0, rng.randint(0, answer)]),
             logprobs=rng.choice([None, None, 0, 2]),
             prompt_logprobs=rng.choice([None] * 7 + [1]),
+            prompt_logprobs_start=answer % 3 * len(prompt) // 2,
             repetition_penalty=rng.choice([1.0, 1.0, 1.5]),
         )
         stop_ids = rng.sample(range(VOCAB_SIZE), rng.choice([0, 0, 1, 4]))
@@ -347,6 +348,8 @@ class Simulation:
             top, later = params.prompt_logprobs, submit.prompt[1:]
             pairs = zip(states, later, strict=False)
             prompt_scores = [None, *(TokenLogprobs(t, *score(s, t, top)) for s, t in pairs)]
+            skipped = min(params.prompt_logprobs_start, len(prompt_scores))
+            prompt_scores[:skipped] = [None] * skipped
         require(output.prompt_logprobs == prompt_scores, "wrong prompt logprobs:", output)
         client.heard = True
         reason = client.push(token, self.scenario.max_model_len)

@@ -6,7 +6,7 @@ Templates come with models and are not trusted; messages come with requests and 
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NoReturn
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
@@ -15,6 +15,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from inferplane.errors import ModelError, RequestError
+from inferplane.text import template_probe
 
 MAX_RENDERED = 8 * 2**20
 """characters; a template can turn a small request into a large prompt"""
@@ -35,10 +36,15 @@ class ChatTemplate:
 
     def __init__(self, source: str | Mapping[str, str], origin: str) -> None:
         sources = {DEFAULT: source} if isinstance(source, str) else dict(source)
+        self.source = "\n".join(sources.values())
+        self.variables: set[str] = set()
+        """the names that the templates use"""
         self._templates: dict[str, Template] = {}
         for name, text in sources.items():
             try:
                 self._templates[name] = _environment().from_string(text)
+                names = _environment().parse(text).find_all(nodes.Name)
+                self.variables.update(node.name for node in names)
             except TemplateSyntaxError as error:
                 raise ModelError(
                     f"{origin}: chat template {name!r}, line {error.lineno}: {error.message};"
@@ -52,7 +58,31 @@ class ChatTemplate:
         add_generation_prompt: bool,
         variables: Mapping[str, Any],
     ) -> str:
-        """The prompt for these messages; RequestError if the template refuses them."""
+        """The prompt for these messages; RequestError if the template refuses them. The arguments
+        of their tool calls are dicts."""
+        if any(message.get("tool_calls") for message in messages) and self._wants_text:
+            messages = [_with_text_arguments(message) for message in messages]
+        return self._render(messages, tools, add_generation_prompt, variables)
+
+    @cached_property
+    def shows_tools(self) -> bool:
+        """Whether a model gets to see the tools of a request."""
+        return template_probe.shows_tools(self._probe)
+
+    @cached_property
+    def _wants_text(self) -> bool:
+        return template_probe.wants_text(self._probe)
+
+    def _probe(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> str:
+        return self._render(messages, tools, True, {})
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any],
+    ) -> str:
         taken = RESERVED & variables.keys()
         if taken:
             raise RequestError(
@@ -151,6 +181,22 @@ def _with_reasoning(message: Message) -> Message:
     if reasoning is None:
         return message
     return {"thinking": reasoning, **message, "reasoning_content": reasoning}
+
+
+def _with_text_arguments(message: Message) -> Message:
+    """With the arguments of its calls as JSON text, for templates that only put them in."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    return {**message, "tool_calls": [_text_call(call) for call in calls]}
+
+
+def _text_call(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, dict) or isinstance(function.get("arguments"), str | None):
+        return call
+    arguments = json.dumps(function["arguments"], ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _reason(error: Exception) -> str:

@@ -5,7 +5,7 @@ the longest end of the text that may be the beginning of a stop string.
 """
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from inferplane.text.tokenizer import Tokenizer
 
@@ -21,10 +21,14 @@ class Detokenizer:
         *,
         stop: Sequence[str] = (),
         skip_special_tokens: bool = True,
+        shown: Mapping[int, str] | None = None,
         include_stop: bool = False,
     ) -> None:
-        self._tokenizer = tokenizer
-        self._skip = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
+        """`shown` has texts for special tokens that a parser must see."""
+        self._piece = _shown(tokenizer, shown) if shown else tokenizer.token_bytes
+        self._skip = frozenset[int]()
+        if skip_special_tokens:
+            self._skip = tokenizer.special_ids - frozenset(shown or ())
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
         self._strip = tokenizer.strip_start
         self._include_stop = include_stop
@@ -39,7 +43,7 @@ class Detokenizer:
 
     def push(self, ids: Sequence[int]) -> str:
         """New text that is safe to send; "" after a stop string."""
-        piece = self._tokenizer.token_bytes
+        piece = self._piece
         return self._take(
             self._bytes.decode(b"".join([piece(i) for i in ids if i not in self._skip]))
         )
@@ -76,6 +80,16 @@ class Detokenizer:
         safe = len(text) - max(matcher.matched for matcher in self._matchers)
         self._held = text[safe:]
         return text[:safe]
+
+
+def _shown(tokenizer: Tokenizer, shown: Mapping[int, str]) -> Callable[[int], bytes]:
+    texts = {token: text.encode() for token, text in shown.items()}
+
+    def piece(token: int) -> bytes:
+        text = texts.get(token)
+        return tokenizer.token_bytes(token) if text is None else text
+
+    return piece
 
 
 class _Matcher:

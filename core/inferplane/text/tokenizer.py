@@ -49,6 +49,10 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._chat_template is not None
 
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        return self._chat_template
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The tokens of a text. Names of special tokens in it become those tokens, as in
         transformers; `add_special_tokens` adds what the model wants around a text, such as BOS."""

@@ -16,7 +16,7 @@ def library() -> ModuleType:
         pytest.skip(f"the kernels are not built: {error}: pip install -e backends/xeon")
 
 
-@pytest.fixture(params=["avx2", "avx512", "avx512_bf16"])
+@pytest.fixture(params=["avx2", "avx512", "avx512_vnni", "avx512_bf16"])
 def isa(request: pytest.FixtureRequest, library: ModuleType) -> Iterator[str]:
     name: str = request.param
     if name not in library.isas():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from inferplane.hw import DeviceInfo
 from inferplane.hw.kv import CANONICAL, KVSpec, LayerKV
-from inferplane.hw.op import Bound, Reject, Support
+from inferplane.hw.op import Bound, OpImpl, Reject, Support
 from inferplane.hw.ops import TABLE
 from inferplane.hw.ops.activation import GluSpec
 from inferplane.hw.ops.attention import AttentionSpec
@@ -26,6 +26,12 @@ from inferplane_xeon.ops import implementations
 pytest.importorskip("inferplane_xeon._kernels", reason="the kernels are not built")
 INFO = DeviceInfo(backend="xeon", torch_device="cpu", name="test", arch="avx2")
 DEVICE: Any = plugin.create_device(INFO, {})
+SCHEMES = (
+    Scheme(weight="int8", activation="int8"),
+    Scheme(weight="int4", group=32, asymmetric=True, activation="int8"),
+    Scheme(weight="int4", group=32),
+    Scheme(weight="float8_e4m3fn", activation="float8_e4m3fn", static=True),
+)
 LAYOUTS = {layout.id: layout for layout in (CANONICAL, plugin.HEAD_MAJOR)}
 
 
@@ -48,8 +54,14 @@ class Context:
         return self.handle
 
     def bind(self, op: str, spec: Any) -> Bound:
-        own = dict(implementations()).get(op) if self.native else None
+        own = native(op, spec) if self.native else None
         return (own or TABLE[op].reference).build(spec, self)
+
+
+def native(op: str, spec: Any) -> OpImpl | None:
+    """Ours for a spec."""
+    able = (impl for name, impl in implementations() if name == op)
+    return next((i for i in able if isinstance(i.supports(spec, DEVICE), Support)), None)
 
 
 def widened(value: Any) -> Any:
@@ -127,6 +139,11 @@ def specs(dtype: str, layout: str) -> list[tuple[str, Any]]:
         ("linear", replace(linear, bias=True, determinism="batch")),
         ("logits", LogitsSpec(dim=96, vocab=1000, dtype=dtype)),
         ("logits", LogitsSpec(dim=96, vocab=1000, dtype=dtype, softcap=30.0)),
+        *(("linear", replace(linear, bias=True, scheme=scheme)) for scheme in SCHEMES),
+        *(
+            ("logits", LogitsSpec(dim=96, vocab=1000, dtype=dtype, softcap=9.0, scheme=scheme))
+            for scheme in SCHEMES
+        ),
         ("embedding", EmbeddingSpec(vocab=99, dim=100, dtype=dtype)),
         ("embedding", EmbeddingSpec(vocab=99, dim=64, dtype=dtype, scale=7.3)),
     ]
@@ -135,9 +152,8 @@ def specs(dtype: str, layout: str) -> list[tuple[str, Any]]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_every_op_is_within_its_tolerance(dtype: str, layout: str) -> None:
-    native = dict(implementations())
     for op, spec in specs(dtype, layout):
-        assert isinstance(native[op].supports(spec, DEVICE), Support)
+        assert native(op, spec)
         for seed in range(3):
             inputs = TABLE[op].inputs(spec, seed)
             wide = {k: widened(v) for k, v in inputs.items()}
@@ -194,7 +210,10 @@ def test_limits_are_told() -> None:
             assert isinstance(verdict, Reject)
             assert verdict.code == code
             assert verdict.reason
-    quantized = LinearSpec(
-        in_features=8, out_features=8, dtype="float32", scheme=Scheme(weight="int8")
-    )
-    assert isinstance(dict(implementations())["linear"].supports(quantized, DEVICE), Reject)
+    dense = LinearSpec(in_features=8, out_features=8, dtype="float32")
+    quantized = replace(dense, scheme=Scheme(weight="int8"))
+    for each, name in ((dense, "xeon.linear"), (quantized, "xeon.quant_linear")):
+        found = native("linear", each)
+        assert found
+        assert found.name == name
+    assert native("linear", replace(quantized, dtype="float16")) is None

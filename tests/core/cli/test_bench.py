@@ -10,7 +10,6 @@ import pytest
 
 from inferplane.cli import bench
 from inferplane.cli.main import main
-from inferplane.cli.remote import Remote
 from inferplane.cli.workload import (
     Counts,
     Timing,
@@ -21,6 +20,7 @@ from inferplane.cli.workload import (
     summarize,
 )
 from inferplane.errors import InferplaneError
+from inferplane.remote import Remote
 from tests.core.cli.conftest import Run
 from tests.core.server.live_server import live_server
 

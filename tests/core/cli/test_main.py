@@ -56,7 +56,7 @@ sys.exit("torch" in sys.modules)
         (["bench", "--concurrency", "0"], "--concurrency is 0, must be at least 1"),
         (["bench", "--input-len", "0"], "--input-len is 0, must be at least 1"),
         (["bench", "--shared-prefix", "200"], "--shared-prefix is 200, must be from 0 to"),
-        (["bench", "--url", "ftp://x"], "--url ftp://x: write http://HOST:PORT"),
+        (["bench", "--url", "ftp://x"], "URL ftp://x: write http://HOST:PORT"),
         (["chat", "--url", "http://127.0.0.1:1"], "http://127.0.0.1:1 cannot be reached"),
         (["chat", "--url", "x", "--api-key-file", "/nowhere"], "--api-key-file /nowhere cannot"),
     ],

@@ -13,7 +13,8 @@ from inferplane.config import Config, flag, settings
 from inferplane.errors import ConfigError
 from inferplane.sampling_params import SamplingParams
 
-WITH_SETTINGS = ("serve", "chat", "generate", "bench", "explain")
+WITH_SETTINGS = ("serve", "chat", "generate", "batch", "bench", "explain")
+REQUIRED = {"batch": ["--input", "in", "--output", "out"]}
 FIELDS = [item for item in settings() if item.name != "model"]
 NOT_ON_THE_COMMAND_LINE = {"logit_bias", "skip_special_tokens", "include_stop_str_in_output"}
 
@@ -25,7 +26,7 @@ def parser_of(command: str) -> Parser:
 
 
 def parse(command: str, *words: str) -> Any:
-    return parser_of(command).parse_args(["m", *words])
+    return parser_of(command).parse_args(["m", *REQUIRED.get(command, []), *words])
 
 
 def example(item: Any) -> tuple[list[str], Any]:
@@ -99,7 +100,7 @@ def code_of(words: list[str]) -> int:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_unknown_options_are_errors(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    model = ["m"] if command in WITH_SETTINGS else []
+    model = ["m", *REQUIRED.get(command, [])] if command in WITH_SETTINGS else []
     assert code_of([command, *model, "--jsonn=3"]) == 2
     written = capsys.readouterr()
     assert written.err.startswith("inferplane: error: there is no option --jsonn")

@@ -131,6 +131,25 @@ def test_logprobs_belong_to_their_tokens() -> None:
     assert [o.logprobs for o in outputs] == [[TokenLogprobs(99, -1.0, 1, [(99, -1.0)])]] * 2
 
 
+def test_prompt_logprobs_from_a_start_leave_the_rest_to_the_cache() -> None:
+    scheduler = make(max_batch_tokens=3)
+    prompt = list(range(11, 24))  # 13 tokens
+    scheduler.submit(ask("a", prompt, max_tokens=1))
+    drain(scheduler)
+    params = SamplingParams(prompt_logprobs=0, prompt_logprobs_start=10)
+    scheduler.submit(ask("b", prompt, max_tokens=1, params=params))
+    plans, (output,) = drain(scheduler)
+    assert output.cached_tokens == 8  # pages of 4, and token 9 must be computed
+    assert [(p.first, p.targets) for plan in plans for p in plan.prompt_logprobs] == [
+        (1, [21, 22]),
+        (0, [23]),
+    ]
+    assert output.prompt_logprobs == [
+        *[None] * 10,
+        *(TokenLogprobs(token, -float(token), 1, []) for token in (21, 22, 23)),
+    ]
+
+
 def test_penalties_get_the_tokens_so_far() -> None:
     scheduler = make()
     scheduler.submit(ask("a", [1, 2], params=SamplingParams(presence_penalty=1.0)))

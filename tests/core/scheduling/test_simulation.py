@@ -140,8 +140,8 @@ MUTANTS = {
     ),
     "prompt logprobs at the wrong place": (
         scheduler,
-        "targets = request.tokens[start + 1 : min(start + count + 1,",
-        "targets = request.tokens[start : min(start + count,",
+        "targets = request.tokens[first + 1 : end + 1]",
+        "targets = request.tokens[first:end]",
     ),
     "takes another namespace's pages": (
         memory,
@@ -218,6 +218,11 @@ MUTANTS = {
         request,
         "if self.prompt_logprobs is not None and self.scored",
         "if self.scored < 0 and self.scored",
+    ),
+    "prompt logprobs nobody asked for": (
+        request,
+        "scored=max(0, submit.params.prompt_logprobs_start - 1)",
+        "scored=max(0, submit.params.prompt_logprobs_start - 2)",
     ),
     "samples of a request are one": (
         request,

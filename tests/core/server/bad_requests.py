@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tests.core.server.bad_messages import CONTENTS, MESSAGE_LISTS, MESSAGES, PAST_CALLS
+
 CHAT, COMPLETIONS, NATIVE = "/v1/chat/completions", "/v1/completions", "/generate"
 TOKENIZE, DETOKENIZE = "/tokenize", "/detokenize"
 
-MESSAGES = [{"role": "user", "content": "hi"}]
 GOOD: dict[str, dict[str, Any]] = {
     CHAT: {"messages": MESSAGES},
     COMPLETIONS: {"prompt": "hi"},
@@ -96,6 +97,15 @@ def _everywhere(field: str, value: Any) -> Iterator[Case]:
 
 
 OPENAI_FIELDS: dict[str, list[Any]] = {
+    "rid": [1, "", "a b", "x" * 65],
+    "extra_key": [*NOT_TEXT, "x" * 600],
+    "no_stop_trim": NOT_BOOL,
+    "stop_regex": ["x"],
+    "continue_final_message": [True],
+    "return_hidden_states": [True],
+    "custom_logit_processor": ["x"],
+    "lora_path": ["x"],
+    "watermark": [{}],
     "model": [1, [], {}],
     "stream": NOT_BOOL,
     "include_stop_str_in_output": NOT_BOOL,
@@ -133,14 +143,37 @@ OPENAI_FIELDS: dict[str, list[Any]] = {
 CHAT_FIELDS: dict[str, list[Any]] = {
     "max_completion_tokens": [*NOT_INT, -1, 513, HUGE],
     "logprobs": [*NOT_BOOL, 2],
-    "tools": [[{"type": "function", "function": {"name": "f"}}], 1, "x"],
-    "tool_choice": ["auto", "required", {"type": "function"}],
-    "functions": [[{"name": "f"}]],
-    "function_call": ["auto"],
+    "tools": [
+        [{"type": "function", "function": {"name": "f"}}],
+        1,
+        "x",
+        {},
+        [1],
+        [{}],
+        [{"type": "retrieval"}],
+        [{"type": "function"}],
+        [{"type": "function", "function": 1}],
+        [{"type": "function", "function": {}}],
+        [{"type": "function", "function": {"name": "f"}, "x": 1}],
+        [{"type": "function", "function": {"name": "f", "x": 1}}],
+        [{"type": "function", "function": {"name": ""}}],
+        [{"type": "function", "function": {"name": "a b"}}],
+        [{"type": "function", "function": {"name": "x" * 65}}],
+        [{"type": "function", "function": {"name": 1}}],
+        [{"type": "function", "function": {"name": "f", "description": 1}}],
+        [{"type": "function", "function": {"name": "f", "parameters": []}}],
+        [{"type": "function", "function": {"name": "f", "strict": "yes"}}],
+        [{"type": "function", "function": {"name": "f"}}] * 2,
+        [{"type": "function", "function": {"name": f"f{i}"}} for i in range(129)],
+    ],
+    "tool_choice": ["auto", "required", "any", 1, {"type": "function"}, {}, ["auto"]],
+    "functions": [[{"name": "f"}], 1, [1], [{}], [{"name": "a b"}]],
+    "function_call": ["auto", {"name": "f"}, 1],
+    "separate_reasoning": NOT_BOOL,
     "audio": [{"voice": "x"}],
     "modalities": [["audio"], ["text", "audio"], "text", 1],
     "prediction": [{"type": "content", "content": "x"}],
-    "reasoning_effort": ["low"],
+    "reasoning_effort": ["huge", 1, {}],
     "verbosity": ["low"],
     "web_search_options": [{"user_location": None}],
     "parallel_tool_calls": NOT_BOOL,
@@ -160,15 +193,20 @@ COMPLETION_FIELDS: dict[str, list[Any]] = {
 NATIVE_FIELDS: dict[str, list[Any]] = {
     "stream": NOT_BOOL,
     "return_logprob": NOT_BOOL,
-    "logprob_start_len": [*NOT_INT, -2],
-    "top_logprobs_num": [*NOT_INT, -1, 21],
-    "rid": [1, "", "a b", "x" * 65, "a\n", "\u00e9"],
+    "logprob_start_len": ["1", True, [], [1, 2], ["1"], {}, 1.5, -2],
+    "top_logprobs_num": ["1", True, [], [1, 2], ["1"], {}, 1.5, -1, 21],
+    "rid": [1, "", "a b", "x" * 65, "a\n", "\u00e9", ["a", "b"], []],
     "sampling_params": [1, "x", [1], [{}, {}]],
     "image_data": ["x"],
     "lora_path": ["x"],
     "input_embeds": [[[0.1]]],
     "session_params": [{"id": 1}],
     "bootstrap_host": ["10.0.0.1"],
+    "incremental_streaming_output": NOT_BOOL,
+    "return_prompt_token_ids": NOT_BOOL,
+    "token_ids_logprob": [[1], 1],
+    "return_entropy": [True],
+    "kv_hints": [{}],
     "temperature": [1],
 }
 
@@ -241,53 +279,6 @@ PROMPTS: list[Any] = [
     ["a"] * 257,
     [[1]] * 257,
 ]
-CONTENTS: dict[str, tuple[Any, str]] = {
-    "missing": (None, "messages[0].content"),
-    "number": (1, "messages[0].content"),
-    "bool": (True, "messages[0].content"),
-    "object": ({"text": "x"}, "messages[0].content"),
-    "no parts": ([], "messages[0].content"),
-    "many parts": ([{"type": "text", "text": "x"}] * 65, "messages[0].content"),
-    "text part": (["x"], "messages[0].content[0]"),
-    "no type": ([{"text": "x"}], "messages[0].content[0].type"),
-    "type number": ([{"type": 1}], "messages[0].content[0].type"),
-    "image": ([{"type": "image_url", "image_url": {"url": "x"}}], "messages[0].content[0].type"),
-    "audio": ([{"type": "input_audio"}], "messages[0].content[0].type"),
-    "file": ([{"type": "file"}], "messages[0].content[0].type"),
-    "no text": ([{"type": "text"}], "messages[0].content[0].text"),
-    "text number": ([{"type": "text", "text": 1}], "messages[0].content[0].text"),
-    "part field": ([{"type": "text", "text": "x", "y": 1}], "messages[0].content[0].y"),
-    "second part": (
-        [{"type": "text", "text": "x"}, {"type": "video"}],
-        "messages[0].content[1].type",
-    ),
-}
-MESSAGE_LISTS: dict[str, tuple[Any, str]] = {
-    "null": (None, "messages"),
-    "text": ("hi", "messages"),
-    "object": ({"role": "user"}, "messages"),
-    "number": (1, "messages"),
-    "empty": ([], "messages"),
-    "list of text": (["hi"], "messages[0]"),
-    "list of null": ([None], "messages[0]"),
-    "no role": ([{"content": "x"}], "messages[0].role"),
-    "null role": ([{"role": None, "content": "x"}], "messages[0].role"),
-    "odd role": ([{"role": "root", "content": "x"}], "messages[0].role"),
-    "role number": ([{"role": 1, "content": "x"}], "messages[0].role"),
-    "role list": ([{"role": ["user"], "content": "x"}], "messages[0].role"),
-    "tool": ([{"role": "tool", "content": "x", "tool_call_id": "y"}], "messages[0].role"),
-    "function": ([{"role": "function", "name": "f", "content": "x"}], "messages[0].role"),
-    "name number": ([{"role": "user", "content": "x", "name": 1}], "messages[0].name"),
-    "name long": ([{"role": "user", "content": "x", "name": "x" * 65}], "messages[0].name"),
-    "unknown": ([{"role": "user", "content": "x", "zz": 1}], "messages[0].zz"),
-    "tool calls": (
-        [*MESSAGES, {"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}],
-        "messages[1].tool_calls",
-    ),
-    "too many": (MESSAGES * 5000, "messages"),
-    "too long": ([{"role": "user", "content": "x" * 600}], "messages"),
-    "far too long": ([{"role": "user", "content": "x" * 200_000}], "messages"),
-}
 
 
 def prompts() -> Iterator[Case]:
@@ -304,6 +295,9 @@ def prompts() -> Iterator[Case]:
         yield _case(CHAT, {"messages": [{"role": "user", "content": content}]}, param, name)
     for name, (messages, param) in MESSAGE_LISTS.items():
         yield _case(CHAT, {"messages": messages}, param, name)
+    for name, (calls, param) in PAST_CALLS.items():
+        past = {"role": "assistant", "content": None, "tool_calls": calls}
+        yield _case(CHAT, {"messages": [*MESSAGES, past]}, f"messages[1].tool_calls{param}", name)
     for value in (1, True, {}, [1], [""], "", [], ["a", 1], [["a"]]):
         yield _with(TOKENIZE, "prompt", value)
     yield _case(TOKENIZE, {}, "prompt")

@@ -17,7 +17,9 @@ from inferplane.server.run import HttpServer, listen
 from inferplane.server.service import Service
 from inferplane.testing.fake_engine import Behaviour, FakeEngineCore
 from inferplane.testing.inline_client import InlineClient
+from inferplane.text.tokenizer import Tokenizer
 from tests.core.server.byte_model import EOS, byte_tokenizer
+from tests.core.server.openai_spec import SpecCheck
 
 NAME = "tiny"
 MODEL = "byte-model"
@@ -44,7 +46,8 @@ def scripted(**more: Any) -> Behaviour:
 
 
 class LiveServer:
-    """`core` and `client` are for tests to look into; change them only through `call`."""
+    """`core` and `client` are for tests to look into; change them only through `call`. `spec`
+    checks the answers."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, core: FakeEngineCore, url: str) -> None:
         self.core = core
@@ -52,6 +55,7 @@ class LiveServer:
         self.http = httpx.Client(base_url=url, timeout=30)
         self.client: InlineClient
         self.service: Service
+        self.spec: SpecCheck
         self._loop = loop
 
     def call(self, work: Callable[[], Any]) -> Any:
@@ -80,7 +84,11 @@ class LiveServer:
 
 @contextmanager
 def live_server(
-    behaviour: Behaviour | None = None, *, key: str | None = None, **settings: Any
+    behaviour: Behaviour | None = None,
+    *,
+    key: str | None = None,
+    tokenizer: Tokenizer | None = None,
+    **settings: Any,
 ) -> Iterator[LiveServer]:
     config = Config(model=MODEL, served_model_name=NAME, port=0, **settings)
     core = FakeEngineCore(config, behaviour=behaviour or scripted())
@@ -94,13 +102,14 @@ def live_server(
         live.client = InlineClient(core)
         app = create_app(
             live.client,
-            byte_tokenizer(),
+            tokenizer or byte_tokenizer(),
             config,
             generation_config={"temperature": 0.5, "top_k": 7, "eos_token_id": EOS},
             key=ApiKey(key) if key else None,
         )
         live.service = app.state.service
-        server = HttpServer(app, drain_seconds=1)
+        live.spec = SpecCheck(app)
+        server = HttpServer(live.spec, drain_seconds=1)
         ready.set_result(server)
         await server.serve([listener])
         await live.client.close()
@@ -117,6 +126,7 @@ def live_server(
         thread.join(30)
         loop.close()
         listener.close()
+    live.spec.verify()
 
 
 def sse(response: httpx.Response) -> list[str]:

@@ -140,6 +140,16 @@ class TestChat:
         )
         assert response.json()["choices"][0]["message"]["content"] == SCRIPT["count"]
 
+    def test_sglangs_fields(self, live: LiveServer) -> None:
+        for ask in (live.chat, live.complete):
+            fields = {"stop": "tw", "return_hidden_states": False, "rid": "r", "extra_key": "k"}
+            choice = ask("count", **fields, no_stop_trim=True).json()["choices"][0]
+            assert choice.get("text", choice.get("message", {}).get("content")) == "one tw"
+            assert choice["matched_stop"] == "tw"
+            last = events(ask("count", **fields, stream=True))[-1]["choices"][0]
+            assert last["matched_stop"] == "tw"
+            assert live.core.submitted[-1].namespace != ""
+
     def test_prompt_logprobs(self, live: LiveServer) -> None:
         scored = live.chat("count", prompt_logprobs=1).json()["prompt_logprobs"]
         assert scored[0] is None and len(scored) == 23

@@ -9,8 +9,11 @@ from starlette.routing import Route
 
 from inferplane.config import Config
 from inferplane.errors import ConfigError
-from inferplane.server.app import ENDPOINTS, Access, create_app
+from inferplane.server.app import create_app
 from inferplane.server.auth import ApiKey, load_key
+from inferplane.server.endpoint import Access
+from inferplane.server.endpoints import ENDPOINTS
+from inferplane.server.errors import ANTHROPIC
 from inferplane.testing.fake_engine import FakeEngineCore
 from inferplane.testing.inline_client import InlineClient
 from tests.core.server.byte_model import byte_tokenizer
@@ -18,8 +21,15 @@ from tests.core.server.live_server import LiveServer, live_server
 
 KEY = "canary-key-3f2a"
 OPEN = {"/health/live"}
-PATHS = sorted(e.path.replace("{model:path}", "tiny") for e in ENDPOINTS)
-UNKNOWN = ["/", "/docs", "/redoc", "/openapi.json", "/v1", "/favicon.ico", "/admin", "/metrics/"]
+
+
+def concrete(path: str) -> str:
+    return path.replace("{model:path}", "tiny").replace("{response_id}", "resp_1")
+
+
+PATHS = sorted(concrete(e.path) for e in ENDPOINTS)
+ANTHROPIC_PATHS = [e.path for e in ENDPOINTS if e.protocol == ANTHROPIC]
+UNKNOWN = ["/", "/docs", "/redoc", "/v1", "/favicon.ico", "/admin", "/metrics/"]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +64,9 @@ def header_vectors(path: str) -> list[list[str]]:
         [],
         [f"Authorization: Bearer {KEY}", f"Authorization: Bearer {KEY}"],
         ["Authorization: Bearer bad", f"Authorization: Bearer {KEY}"],
-        [f"X-Api-Key: {KEY}"],
+        [f"X-Api-Key: {KEY}"] if path not in ANTHROPIC_PATHS else [f"X-Api-Key: {KEY}x"],
+        [f"X-Api-Key: {KEY}", f"X-Api-Key: {KEY}"],
+        [f"X-Api-Key: {KEY}", "Authorization: Bearer bad"],
         [f"Api-Key: {KEY}"],
         [f"Cookie: key={KEY}"],
         [f"Proxy-Authorization: Bearer {KEY}"],
@@ -166,7 +178,7 @@ def test_live_is_open_and_the_key_opens_the_rest(shut: LiveServer) -> None:
     assert shut.http.get("/health/live").status_code == 200
     headers = {"authorization": f"Bearer {KEY}"}
     for endpoint in ENDPOINTS:
-        path = endpoint.path.replace("{model:path}", "tiny")
+        path = concrete(endpoint.path)
         response = shut.http.request(endpoint.method, path, headers=headers)
         assert response.status_code != 401, path
     lower = {"authorization": f"bearer {KEY}"}
@@ -179,6 +191,16 @@ def test_refusal_is_in_openai_format(shut: LiveServer) -> None:
     error = response.json()["error"]
     assert error["code"] == "invalid_api_key" and error["type"] == "authentication_error"
     assert KEY not in response.text
+
+
+def test_anthropics_endpoints_take_its_header(shut: LiveServer) -> None:
+    assert len(ANTHROPIC_PATHS) == 2
+    for path in ANTHROPIC_PATHS:
+        response = shut.http.post(path, headers={"x-api-key": KEY}, json={})
+        assert response.status_code == 400
+        refused = shut.http.post(path, json={}).json()
+        assert refused["type"] == "error"
+        assert refused["error"]["type"] == "authentication_error"
 
 
 def test_a_refused_body_is_not_read(shut: LiveServer) -> None:

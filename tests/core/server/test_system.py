@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from inferplane.errors import RequestError
-from inferplane.server.app import ENDPOINTS
+from inferplane.server.endpoints import ENDPOINTS
 from inferplane.testing.inline_client import InlineClient
 from tests.core.server.byte_model import EOS
 from tests.core.server.live_server import (

@@ -235,15 +235,11 @@ def split(
             PAGE, DIM, DIM_PAD, BLOCK, WINDOW, SOFTCAP,
         )  # fmt: skip
     result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    out_ptr += token * stride_out
     if not PARTS:
-        tl.store(
-            out_ptr + heads[:, None] * DIM + dims[None, :], result.to(out_ptr.dtype.element_ty),
-            mask=mask,
-        )  # fmt: skip
+        at = out_ptr + token * stride_out + heads[:, None] * DIM + dims[None, :]
+        tl.store(at, result.to(out_ptr.dtype.element_ty), mask=mask)
     else:
-        slot = (seq * HEADS + heads).to(tl.int64) * splits
-        at = slot + part
+        at = (seq * HEADS + heads).to(tl.int64) * splits + part
         tl.store(part_ptr + at[:, None] * DIM + dims[None, :], result, mask=mask)
         lse = tl.where(total == 0.0, float("-inf"), peak + tl.log2(total))
         tl.store(lse_ptr + at, lse, mask=live)

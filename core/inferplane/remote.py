@@ -1,4 +1,4 @@
-"""A client of an OpenAI-compatible server: JSON requests and server-sent events over HTTP/1.1.
+"""A client of a server of language models: JSON requests and server-sent events over HTTP/1.1.
 
 One connection per request. Knows nothing of what it sends.
 """
@@ -6,7 +6,7 @@ One connection per request. Knows nothing of what it sends.
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,22 +19,26 @@ MAX_HEADERS = 100
 
 
 class Remote:
-    """`url` is the server's root, or ends in /v1."""
+    """`url` is the server's root, or ends in /v1. `key` goes out as a bearer token."""
 
-    def __init__(self, url: str, key: str | None = None) -> None:
+    def __init__(
+        self, url: str, key: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
         parts = urlsplit(url if "//" in url else f"http://{url}")
         try:
             port = parts.port
         except ValueError:
             port = 0
         if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-            raise ConfigError(f"--url {url}: write http://HOST:PORT")
+            raise ConfigError(f"URL {url}: write http://HOST:PORT")
         self.url = url.rstrip("/").removesuffix("/v1")
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._address = (parts.hostname, port or (443 if self._tls else 80))
         self._host = parts.netloc.rpartition("@")[2]
         self._root = parts.path.rstrip("/").removesuffix("/v1")
-        self._key = key
+        self._headers = dict(headers or {})
+        if key is not None:
+            self._headers["Authorization"] = f"Bearer {key}"
 
     async def get(self, path: str) -> Any:
         async with self._open("GET", path, None) as body:
@@ -44,16 +48,26 @@ class Remote:
         async with self._open("POST", path, value) as body:
             return json.loads(b"".join([part async for part in body]))
 
+    async def tell(self, path: str) -> None:
+        """POST without a body; whatever a success says is not looked at."""
+        async with self._open("POST", path, None) as body:
+            async for _ in body:
+                pass
+
     async def events(self, path: str, value: Any) -> AsyncGenerator[Any, None]:
-        """The JSON values of the answer's events, up to [DONE]."""
+        """The JSON values of the answer's events, up to [DONE]; the caller stops before the end
+        of a stream that has no such mark."""
         pending = b""
         async with self._open("POST", path, value) as body:
             async for part in body:
-                *whole, pending = (pending + part).split(b"\n\n")
+                *whole, pending = (pending + part).replace(b"\r\n", b"\n").split(b"\n\n")
                 for event in whole:
-                    data = event.removeprefix(b"data:").strip()
+                    lines = [line for line in event.split(b"\n") if line.startswith(b"data:")]
+                    data = b"\n".join(line.removeprefix(b"data:").strip() for line in lines)
                     if data == b"[DONE]":
                         return
+                    if not data:
+                        continue  # a comment, such as a sign of life
                     parsed = json.loads(data)
                     if "error" in parsed:
                         raise InferplaneError(f"{self.url}: {_message(data)}")
@@ -91,8 +105,7 @@ class Remote:
             "Content-Type: application/json",
             f"Content-Length: {len(body)}",
         ]
-        if self._key is not None:
-            lines.append(f"Authorization: Bearer {self._key}")
+        lines += [f"{name}: {value}" for name, value in self._headers.items()]
         return "\r\n".join([*lines, "", ""]).encode() + body
 
 

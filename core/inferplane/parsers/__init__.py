@@ -1,0 +1,1 @@
+"""Model text to events: tool calls and reasoning, in the formats that models write them."""
