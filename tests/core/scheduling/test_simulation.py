@@ -123,13 +123,15 @@ MUTANTS = {
     ),
     "a junior overtakes": (
         scheduler,
-        "insort(self._waiting, request, key=_seniority)\n\n    def abort",
-        "self._waiting.insert(0, request)\n\n    def abort",
+        "insort(self._waiting, request, key=_seniority)\n\n    def verify",
+        "self._waiting.insert(0, request)\n\n    def verify",
     ),
     "abort by prefix": (
         scheduler,
-        "request = self._requests.get(request_id)",
-        "request = next((r for i, r in self._requests.items() if i.startswith(request_id)), None)",
+        "request = self._requests.get(request_id)\n        if request is None:\n"
+        "            return None\n        self._stats.aborted",
+        "request = next((r for i, r in self._requests.items() if i.startswith(request_id)), None)"
+        "\n        if request is None:\n            return None\n        self._stats.aborted",
     ),
     "prefill over budget": (
         scheduler,
@@ -235,6 +237,10 @@ MUTANTS = {
 }
 
 
+SEEDS = 500
+"""rare faults need some"""
+
+
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_planted_fault_is_noticed(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -254,10 +260,10 @@ def test_a_planted_fault_is_noticed(
         for key, value in vars(mutant).items():
             if getattr(value, "__module__", None) == "mutant" and hasattr(other, key):
                 monkeypatch.setattr(other, key, value)
-    for seed in range(100):
+    for seed in range(SEEDS):
         failure = simulation.run_seed((seed, 200))[1]
         if failure is not None:
             assert f"--seed {seed} --steps 200" in failure
             print(seed, failure)
             return
-    pytest.fail("100 seeds did not notice it")
+    pytest.fail(f"{SEEDS} seeds did not notice it")
