@@ -34,6 +34,7 @@ SAMPLING_HELP = {
     "ignore_eos": "go on after an end-of-sequence token",
     "logprobs": "log probability of each token, and of the K most likely",
     "prompt_logprobs": "the same of the prompt",
+    "prompt_logprobs_start": "prompt tokens before the first that gets logprobs",
     "json_schema": "the output is JSON that this schema allows",
     "regex": "the output matches this regular expression as a whole",
     "ebnf": "the output follows this grammar, in GBNF or Lark notation",

@@ -1,6 +1,7 @@
 """Handing work to the event loop's thread."""
 
 import asyncio
+import gc
 import signal
 import sys
 import threading
@@ -13,10 +14,13 @@ from inferplane.background import Background
 
 @pytest.fixture
 def hurried() -> Iterator[None]:
-    """Threads take turns as often as they can."""
+    """Threads take turns as often as they can. No garbage is collected: Python drops an interrupt
+    that comes while a callback of the collector runs, such as that of a test library."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
+    gc.disable()
     yield
+    gc.enable()
     sys.setswitchinterval(before)
 
 
