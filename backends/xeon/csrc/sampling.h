@@ -479,7 +479,7 @@ static void filter_rows(const FilterArgs& p, int64_t first, int64_t last) {
   int64_t words = ceil_div(p.vocab, 32);
   for (int64_t n = first; n < last; n++) {
     float* y = p.out + n * p.vocab;
-    memcpy(y, p.logits + n * p.vocab, p.vocab * 4);
+    if (p.out != p.logits) memcpy(y, p.logits + n * p.vocab, p.vocab * 4);
     if (p.counts) penalize(p, n, y);
     for (int64_t c = 0; p.bias && c < p.vocab; c += W) {
       int64_t left = p.vocab - c;

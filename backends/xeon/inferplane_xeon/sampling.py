@@ -36,8 +36,8 @@ def sampling_filter(spec: SamplingSpec, ctx: BuildContext) -> Bound:
         own = [None if x is None else rows_of(x, rows) for x in (counts, in_prompt, bias)]
         given = (*own[:2], repetition, frequency, presence, own[2], banned, bitmask)
         inputs = tuple(None if x is None else x.contiguous() for x in given)
-        out = ctx.empty(logits.shape, "float32")
-        return kernels.restrict(logits.contiguous(), inputs, out)
+        logits = logits.contiguous()
+        return kernels.restrict(logits, inputs, logits)  # in place: a copy costs most of the time
 
     return Bound(run=run)
 

@@ -200,7 +200,8 @@ class Sampler:
             chosen["banned"] = parameters.stop_ids.where(early.unsqueeze(1), tables.vocab)
         logits = raw
         if chosen or bitmask is not None:
-            logits = self._filter(raw, rows=row, bitmask=bitmask, **chosen)
+            kept = raw.clone() if choice.top >= 0 else raw  # scores are those before the filter
+            logits = self._filter(kept, rows=row, bitmask=bitmask, **chosen)
         tokens: Tensor = self._draw(
             logits,
             parameters.real("temperature"),

@@ -255,6 +255,7 @@ OPS = (
         reference=Reference(sampling_filter),
         tolerance=_exact,
         inputs=_filter_inputs,
+        mutates=("logits",),
     ),
     Op(
         name="sampling.draw",
