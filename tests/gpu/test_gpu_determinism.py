@@ -45,13 +45,13 @@ def watched() -> list[Submit]:
     ]
 
 
-def others(count: int, seed: int) -> list[Submit]:
+def others(count: int, seed: int, longest: int = 40) -> list[Submit]:
     choose = random.Random(seed)
     return [
         ask(
             f"o{seed}-{index}",
             [choose.randrange(VOCAB) for _ in range(choose.randint(1, 300))],
-            choose.randint(1, 40),
+            choose.randint(1, longest),
             temperature=choose.choice((0.0, 1.0)),
         )
         for index in range(count)
@@ -106,7 +106,7 @@ def test_cached_pages(backend: str, alone: dict[str, Answer]) -> None:
 
 def test_retraction(backend: str, alone: dict[str, Answer]) -> None:
     core = engine(backend, kv_cache_tokens=3200)
-    assert_same(core, watched() + others(30, seed=2), alone)
+    assert_same(core, watched() + others(30, seed=2, longest=300), alone)
     assert core.scheduler.stats().retractions > 0
 
 

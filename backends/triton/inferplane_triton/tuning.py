@@ -40,7 +40,7 @@ def dense_few(columns: int, width: int, pdl: bool) -> Tile:
 
 def bytes_row(columns: int, width: int, quantized: bool, pdl: bool) -> Row | None:
     """None where quantizing the input in a kernel of its own and a tile are faster."""
-    if quantized and columns * width > 1 << 26:
+    if quantized and columns * width > 1 << 25:
         return None
     block = divisor(width, 2048)
     return Row(rows=4, block=block, warps=max(1, block // 512), pdl=pdl)
@@ -61,10 +61,11 @@ def bytes_many(columns: int, pdl: bool) -> Tile:
 
 
 def nibbles_few(rows: int, columns: int, width: int, plane: int, pdl: bool) -> Tile:
-    """(estimated) Registers and shared memory leave room for two programs of up to 16 rows of x
-    on a multiprocessor and for one of more; those are tall, because each tile of W reads x."""
+    """Up to 16 rows of x: within 3 % of the best measured for one row. More (estimated):
+    registers and shared memory leave room for one program on a multiprocessor; those are tall,
+    because each tile of W reads x."""
     tall = rows > 16 and columns % 128 == 0
-    height, warps, stages = (128, 8, 2) if tall else (64, 4, 4 if rows <= 16 else 2)
+    height, warps, stages = (128, 8, 2) if tall else (64, 4, 3 if rows <= 16 else 2)
     programs = PROCESSORS if rows > 16 else 2 * PROCESSORS
     split, chunks = 1, width // (4 * plane)
     while split < 4 and columns // height * split * 2 <= programs and chunks >= 4 * split:
