@@ -23,8 +23,9 @@ OTHERS := $(filter-out backends/xeon/,$(dir $(wildcard backends/*/pyproject.toml
 serve: .venv/.serve
 	@exec .venv/bin/inferplane serve "$(MODEL)" --device xeon --port $(PORT)
 
+# one thread of torch a worker: more threads than cores spend their time waiting for each other
 test: .venv/.test
-	.venv/bin/python $(PYTHON_FLAGS) -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venv/bin/python $(PYTHON_FLAGS) -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 lint: .venv/.test
 	.venv/bin/ruff check .

@@ -30,7 +30,7 @@ from idle import decode_profile
 from inferplane.config import Config
 from inferplane.engine import EngineCore, open_engine
 from inferplane.plugins import Plugins
-from models import Shape, kv_bytes, weight_bytes
+from models import WIDTHS, Shape, kv_bytes, weight_bytes
 
 
 def setting(text: str) -> tuple[str, Any]:
@@ -87,7 +87,8 @@ class Bench:
         return operations / self.rate
 
     def step_limit(self, batch: int, tokens: int) -> float:
-        moved = weight_bytes(self.source.config) + kv_bytes(self.source.config, tokens)
+        width = WIDTHS.get(self.core.loaded.config.quantization, 2.0)
+        moved = weight_bytes(self.source.config, width) + kv_bytes(self.source.config, tokens)
         return max(moved / self.bandwidth, self.weights(batch))
 
     def report(self, case: str, value: float, unit: str, limit: float | None = None) -> None:

@@ -80,9 +80,13 @@ class Shape:
         raise ModelError(f"{self.name} has no weights: use --load-format dummy")
 
 
-def weight_bytes(config: dict[str, Any], width: int = 2) -> int:
+WIDTHS = {"fp8": 1.0, "fp8-block": 1.0, "int8": 1.0, "int4": 0.5 + 4 / 128}
+"""--quantization -> bytes of a weight with its share of scales; the head stays in bf16"""
+
+
+def weight_bytes(config: dict[str, Any], width: float = 2.0) -> int:
     """Bytes of weights that a decode step reads: all but the embedding table, which is read by
-    row; a tied one is read as the head."""
+    row; a tied one is read as the head. `width`: of a weight outside the head."""
     d, F, layers = (
         config["hidden_size"],
         config["intermediate_size"],
@@ -91,7 +95,7 @@ def weight_bytes(config: dict[str, Any], width: int = 2) -> int:
     head = config.get("head_dim") or d // config["num_attention_heads"]
     q, kv = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
     layer = d * (q + 2 * kv) + q * d + 3 * d * F
-    return int(width * (layers * layer + config["vocab_size"] * d))
+    return int(width * layers * layer + 2 * config["vocab_size"] * d)
 
 
 def kv_bytes(config: dict[str, Any], tokens: int, width: int = 2) -> int:
