@@ -8,7 +8,7 @@ from inferplane.hw import Device, OpImpl, impl
 
 @impl
 def op_impls(device: Device) -> Iterable[tuple[str, OpImpl]]:
-    if device.info.torch_device.partition(":")[0] == "cpu" or find_spec("triton") is None:
+    if find_spec("triton") is None or not has_compiler(device):
         return []
     from inferplane_triton import quantized
     from inferplane_triton.attention import PagedAttention
@@ -33,3 +33,14 @@ def op_impls(device: Device) -> Iterable[tuple[str, OpImpl]]:
         ("sampling.draw", Draw()),
         ("sampling.logprobs", Logprobs()),
     ]
+
+
+def has_compiler(device: Device) -> bool:
+    """Triton's driver is for torch devices of this kind. It has none for the CPU."""
+    from triton.runtime import driver
+
+    try:
+        kind = driver.active.get_active_torch_device().type
+    except RuntimeError:  # no driver, or several
+        return False
+    return bool(kind == device.info.torch_device.partition(":")[0])
