@@ -195,6 +195,7 @@ class Run:
         self.tally = tally
         self.show = show
         self._running = 0
+        self._begun = 0
 
     async def all(self, app: ASGIApp, concurrency: int) -> None:
         self.show(self.tally.text())
@@ -220,12 +221,14 @@ class Run:
             self._write(request.custom_id, response, None, failed=status != 200)
 
     async def _answer(self, app: ASGIApp, request: BatchLine) -> tuple[int, dict[str, Any]]:
-        """A full queue is waited for, as long as there are others in it."""
+        """A full queue is waited for, unless this request was alone in it all the time."""
         self._running += 1
+        self._begun += 1
         try:
             while True:
+                alone, begun = self._running == 1, self._begun
                 status, answer = await call(app, request.url, request.body)
-                if status != 429 or self._running == 1:
+                if status != 429 or (alone and self._begun == begun):
                     return status, answer
                 await asyncio.sleep(RETRY_SECONDS)
         finally:
