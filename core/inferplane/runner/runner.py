@@ -223,10 +223,10 @@ class Runner:
         ]
 
     def _to_host(self, tensor: "Tensor") -> "Tensor":
-        """A copy on the host, complete once `done` is."""
+        """A copy on the host, complete once `done` is; what a recording gave is overwritten soon."""
         import torch
 
-        if self._synchronous and tensor.device.type == "cpu":
+        if self._synchronous and self.graphs is None and tensor.device.type == "cpu":
             return tensor
         target = self.device.host_buffer(tensor.numel(), str(tensor.dtype).removeprefix("torch."))
         with torch.no_grad():
