@@ -103,7 +103,7 @@ PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Kernel kernel = s.every_isa ? s.every_isa : active->*s.kernel;
   int error;
   if (recording) {
-    recording->add(kernel, words, count);
+    recording->add(s.name, kernel, words, count);
     Py_RETURN_NONE;
   }
   if (s.release_gil) {
@@ -157,6 +157,20 @@ PyObject* replay(PyObject*, PyObject* capsule) {
   PyEval_RestoreThread(state);
   if (error) return PyErr_NoMemory();
   Py_RETURN_NONE;
+}
+
+PyObject* times(PyObject*, PyObject* capsule) {
+  auto tape = static_cast<Tape*>(PyCapsule_GetPointer(capsule, TAPE));
+  if (!tape) return nullptr;
+  std::vector<double> seconds(tape->calls.size());
+  if (tape->replay(seconds.data())) return PyErr_NoMemory();
+  PyObject* made = PyList_New(0);
+  for (size_t i = 0; made && i < seconds.size(); i++) {
+    PyObject* item = Py_BuildValue("(sd)", tape->calls[i].name, seconds[i]);
+    if (!item || PyList_Append(made, item)) Py_CLEAR(made);
+    Py_XDECREF(item);
+  }
+  return made;
 }
 
 // ---- settings ----
@@ -215,6 +229,7 @@ PyMethodDef METHODS[] = {
     {"recorded", recorded, METH_NOARGS, "The tape since `record`, which ends."},
     {"calls", calls, METH_O, "How many calls a tape has."},
     {"replay", replay, METH_O, "Do all calls of a tape."},
+    {"times", times, METH_O, "The same; returns (kernel, seconds) of each call."},
     {"isas", isas, METH_NOARGS, "Instruction sets that this processor runs, best first."},
     {"isa", isa, METH_NOARGS, "The instruction set in use."},
     {"set_isa", set_isa, METH_O, "Use another instruction set."},

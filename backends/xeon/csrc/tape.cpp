@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include <chrono>
+
 namespace ipx {
 namespace {
 
@@ -121,14 +123,18 @@ int arithmetic(const void* args) {
   return 0;
 }
 
-void Tape::add(Kernel kernel, const int64_t* given, int64_t count) {
-  calls.push_back({kernel, words.size()});
+void Tape::add(const char* name, Kernel kernel, const int64_t* given, int64_t count) {
+  calls.push_back({name, kernel, words.size()});
   words.insert(words.end(), given, given + count);
 }
 
-int Tape::replay() const {
+int Tape::replay(double* seconds) const {
+  using Clock = std::chrono::steady_clock;
   for (const Call& call : calls) {
+    Clock::time_point begin;
+    if (seconds) begin = Clock::now();
     if (int error = call.kernel(words.data() + call.first)) return error;
+    if (seconds) *seconds++ = std::chrono::duration<double>(Clock::now() - begin).count();
   }
   return 0;
 }

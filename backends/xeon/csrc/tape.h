@@ -52,14 +52,15 @@ int arithmetic(const void* args);
 
 struct Tape {
   struct Call {
+    const char* name;
     Kernel kernel;
     size_t first;                        // of its words
   };
   std::vector<Call> calls;
   std::vector<int64_t> words;
 
-  void add(Kernel kernel, const int64_t* given, int64_t count);
-  int replay() const;                    // 0, or the first error
+  void add(const char* name, Kernel kernel, const int64_t* given, int64_t count);
+  int replay(double* seconds = nullptr) const;  // 0, or the first error; of each call
 };
 
 }  // namespace ipx

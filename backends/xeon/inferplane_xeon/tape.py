@@ -113,6 +113,11 @@ class Recorder(TorchDispatchMode):
         if library().calls(tape):
             self.parts.append(partial(library().replay, tape))
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """torch would import its compiler to keep it away from us: over a second at start."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -180,4 +185,6 @@ def _on_meta(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
     if "device" in kwargs:
         kwargs = kwargs | {"device": torch.device("meta")}
-    return func(*tree_map_only(torch.Tensor, meta, args), **tree_map_only(torch.Tensor, meta, kwargs))
+    return func(
+        *tree_map_only(torch.Tensor, meta, args), **tree_map_only(torch.Tensor, meta, kwargs)
+    )

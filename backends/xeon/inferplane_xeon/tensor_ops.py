@@ -51,7 +51,9 @@ def _clone(empty: Empty, source: "Tensor", memory_format: Any = None) -> Any:
     return copy(empty(source.shape, source.dtype), source)
 
 
-def _to_copy(empty: Empty, source: "Tensor", dtype: "torch.dtype | None" = None, **other: Any) -> Any:
+def _to_copy(
+    empty: Empty, source: "Tensor", dtype: "torch.dtype | None" = None, **other: Any
+) -> Any:
     if not source.is_contiguous() or any(value not in (None, False) for value in other.values()):
         return NotImplemented
     return copy(empty(source.shape, dtype or source.dtype), source)
@@ -60,7 +62,9 @@ def _to_copy(empty: Empty, source: "Tensor", dtype: "torch.dtype | None" = None,
 def _block(table: "Tensor", leading: int) -> int | None:
     """Bytes of an entry of the table's leading dimensions; None if it does not lie together."""
     expected = 1
-    for size, stride in zip(table.shape[:leading - 1:-1], table.stride()[:leading - 1:-1], strict=True):
+    for size, stride in zip(
+        table.shape[: leading - 1 : -1], table.stride()[: leading - 1 : -1], strict=True
+    ):
         if size != 1 and stride != expected:
             return None
         expected *= size
@@ -131,9 +135,7 @@ def _vector(x: Any, count: int) -> tuple[int, int] | None:
     return x.data_ptr(), x.stride(0) if len(x) == count else 0
 
 
-def _arithmetic(
-    empty: Empty, kind: int, a: Any, b: Any, condition: "Tensor | None" = None
-) -> Any:
+def _arithmetic(empty: Empty, kind: int, a: Any, b: Any, condition: "Tensor | None" = None) -> Any:
     shaped = [x for x in (condition, a, b) if isinstance(x, torch.Tensor) and x.dim() == 1]
     count = max((len(x) for x in shaped), default=0)
     first = _vector(a, count)
