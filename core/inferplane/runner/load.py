@@ -10,7 +10,7 @@ from inferplane.config import Config
 from inferplane.hw.device import Device, Hints
 from inferplane.hw.graphs import GraphBackend
 from inferplane.hw.kv import KVGroup, LayerKV
-from inferplane.hw.op import Determinism
+from inferplane.hw.op import Determinism, Reference
 from inferplane.layers import Model
 from inferplane.plugins import Plugins, open_device
 from inferplane.resolver import Resolver
@@ -173,6 +173,9 @@ def load(
     )
     pages = allocate(build.groups, build.handles, budget, device)
     depth = 0 if config.disable_overlap or device.record() is None else 1
+    if prepared.graphs is not None and not padding_pays(build):
+        prepared.graphs = None
+        config = config.decide("the reference attention computes all padding", disable_graphs=True)
     runner = make_runner(prepared, config, model, depth)
     runner.record(config.max_running, report)
     device.freeze()
@@ -190,6 +193,14 @@ def load(
         model=model,
         depth=depth,
     )
+
+
+def padding_pays(build: Build) -> bool:
+    """False where a fallback to which padding costs far more than what a recording saves was
+    chosen on the host itself. (Elsewhere its many small launches cost more.)"""
+    chosen = [decision.chosen for decision in build.resolver.decisions.values()]
+    wasteful = any(isinstance(impl, Reference) and impl.wasteful for impl in chosen)
+    return not (wasteful and build.device.info.traits.memory == "host")
 
 
 def make_runner(prepared: Prepared, config: Config, model: Model, depth: int) -> Runner:
@@ -211,7 +222,8 @@ def make_runner(prepared: Prepared, config: Config, model: Model, depth: int) ->
         sampler = Sampler(build, tables, vocab)
     decode_only = any(d.support.capture == "decode" for d in build.resolver.decisions.values())
     mixed = () if decode_only else hints.mixed_buckets
-    inputs = Inputs(device, tables, build.groups, hints.token_buckets, mixed, columns, depth)
+    policy = device.info.shape_policy if padding_pays(build) else "dynamic"
+    inputs = Inputs(device, tables, build.groups, policy, hints.token_buckets, mixed, columns, depth)
     return Runner(
         device, model, build, tables, inputs, sampler, prepared.graphs, hints.max_programs
     )
