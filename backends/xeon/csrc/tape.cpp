@@ -18,7 +18,8 @@ struct Contiguous {
 void copy_chunk(void* context, int64_t item) {
   auto& copy = *static_cast<Contiguous*>(context);
   int64_t first = item * CHUNK, left = copy.bytes - first;
-  memcpy(copy.target + first, copy.source + first, static_cast<size_t>(left < CHUNK ? left : CHUNK));
+  auto bytes = static_cast<size_t>(left < CHUNK ? left : CHUNK);
+  memcpy(copy.target + first, copy.source + first, bytes);
 }
 
 void copy_row(const CopyArgs& a, const char* source, char* target) {

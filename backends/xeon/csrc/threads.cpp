@@ -7,12 +7,12 @@
 // barrier, as OpenMP regions have, then costs a time slice of several milliseconds.) Workers look
 // for the next job for about 50 us, longer than the gaps between the kernels of a step, then sleep.
 //
-// What two cores exchange for a job decides what small jobs cost, so it is two cache lines: the job,
-// which the caller writes and every worker reads, and what a worker has finished, which the caller
-// reads. A range is one 64-bit word, job number | end | next, in a line of the thread that it
-// belongs to. Whoever claims the first item of it in a job, owner or thief, writes it anew from the
-// job's number of items. A job ends only when all of its ranges are claimed, so a late worker finds
-// a number as new as its own and cannot take an item of a job that is over.
+// What two cores exchange for a job decides what small jobs cost, so it is two cache lines: the
+// job, which the caller writes and every worker reads, and what a worker has finished, which the
+// caller reads. A range is one 64-bit word, job number | end | next, in a line of the thread that
+// it belongs to. Whoever claims the first item of it in a job, owner or thief, writes it anew from
+// the job's number of items. A job ends only when all of its ranges are claimed, so a late worker
+// finds a number as new as its own and cannot take an item of a job that is over.
 //
 // The system may put a worker on the caller's core and leave it there for long when
 // the other cores are in use, too. Then each takes time from the other; so a worker that finds

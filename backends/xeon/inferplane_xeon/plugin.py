@@ -142,6 +142,7 @@ def hints(device: Device) -> Hints:
         kv_cache_bytes=KV_BYTES,
         int8_inputs=True,
         token_buckets=BUCKETS,
+        record_fallbacks=False,
     )
 
 

@@ -2,9 +2,9 @@
 
 A recording is to Python's overhead here what a device graph is to launches there. While a function
 is recorded nothing is computed: the kernels' calls go onto a tape, and torch's own operations pass
-through a dispatch mode. Views are taken as they are, new tensors come from an arena, copies, gathers
-and integer arithmetic become native calls (tensor_ops.py), and whatever is left is called through
-torch again between two pieces of tape.
+through a dispatch mode. Views are taken as they are, new tensors come from an arena, copies,
+gathers and integer arithmetic become native calls (tensor_ops.py), and whatever is left is called
+through torch again between two pieces of tape.
 """
 
 import weakref
@@ -32,8 +32,8 @@ VIEWS = (torch.ops.aten._unsafe_view.default, torch.ops.aten._reshape_alias.defa
 
 class Arena:
     """Memory of recordings. A block whose tensors are gone serves the next one: calls are replayed
-    in their order, so what was dead when it was recorded is dead when it is replayed. All recordings
-    share it, as each step is over before the next begins."""
+    in their order, so what was dead when it was recorded is dead when it is replayed. All
+    recordings share it, as each step is over before the next begins."""
 
     def __init__(self) -> None:
         self._free: dict[int, list[Any]] = {}
@@ -101,7 +101,7 @@ class Recorder(TorchDispatchMode):
     """Takes this thread's kernel calls from its creation until the last `cut`."""
 
     def __init__(self, arena: Arena) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.empty = arena.empty
         self.parts: list[Callable[[], Any]] = []
         self.constants: list[Tensor] = []

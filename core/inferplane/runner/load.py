@@ -173,7 +173,7 @@ def load(
     )
     pages = allocate(build.groups, build.handles, budget, device)
     depth = 0 if config.disable_overlap or device.record() is None else 1
-    if prepared.graphs is not None and not padding_pays(build):
+    if prepared.graphs is not None and exact_shapes(prepared):
         prepared.graphs = None
         config = config.decide("the reference attention computes all padding", disable_graphs=True)
     runner = make_runner(prepared, config, model, depth)
@@ -195,12 +195,11 @@ def load(
     )
 
 
-def padding_pays(build: Build) -> bool:
-    """False where a fallback to which padding costs far more than what a recording saves was
-    chosen on the host itself. (Elsewhere its many small launches cost more.)"""
-    chosen = [decision.chosen for decision in build.resolver.decisions.values()]
+def exact_shapes(prepared: Prepared) -> bool:
+    """Whether steps are not padded because a fallback would compute all of it."""
+    chosen = [decision.chosen for decision in prepared.build.resolver.decisions.values()]
     wasteful = any(isinstance(impl, Reference) and impl.wasteful for impl in chosen)
-    return not (wasteful and build.device.info.traits.memory == "host")
+    return wasteful and not prepared.hints.record_fallbacks
 
 
 def make_runner(prepared: Prepared, config: Config, model: Model, depth: int) -> Runner:
@@ -222,8 +221,9 @@ def make_runner(prepared: Prepared, config: Config, model: Model, depth: int) ->
         sampler = Sampler(build, tables, vocab)
     decode_only = any(d.support.capture == "decode" for d in build.resolver.decisions.values())
     mixed = () if decode_only else hints.mixed_buckets
-    policy = device.info.shape_policy if padding_pays(build) else "dynamic"
-    inputs = Inputs(device, tables, build.groups, policy, hints.token_buckets, mixed, columns, depth)
+    policy = "dynamic" if exact_shapes(prepared) else device.info.shape_policy
+    buckets = hints.token_buckets
+    inputs = Inputs(device, tables, build.groups, policy, buckets, mixed, columns, depth)
     return Runner(
         device, model, build, tables, inputs, sampler, prepared.graphs, hints.max_programs
     )

@@ -228,7 +228,8 @@ class Runner:
         ]
 
     def _to_host(self, tensor: "Tensor") -> "Tensor":
-        """A copy on the host, complete once `done` is; what a recording gave is overwritten soon."""
+        """On the host, complete once `done` is. What a recording gave is copied: the next step
+        overwrites it."""
         import torch
 
         if self._synchronous and tensor.device.type == "cpu":
