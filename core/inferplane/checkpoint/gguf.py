@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inferplane.checkpoint.identity import FileState
 from inferplane.errors import ModelError
 
 STRING, ARRAY = 8, 9
@@ -76,6 +77,7 @@ class GgufFile:
         self.path = Path(path)
         try:
             with open(self.path, "rb") as file:
+                self.state = FileState.of(os.fstat(file.fileno()))
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise ModelError(f"{self.path} cannot be read: {error}") from error
@@ -113,6 +115,10 @@ class GgufFile:
         """The packed bytes of a tensor, a view of the file."""
         info = self.tensors[name]
         return memoryview(self._map)[info.offset : info.offset + info.nbytes]
+
+    def release(self) -> None:
+        """Give back the memory of what was read; it is read again when asked for."""
+        self._map.madvise(mmap.MADV_DONTNEED)
 
     def metadata_digest(self) -> str:
         """SHA-256 of all metadata, vocabulary included: equal digests have equal vocabularies."""
