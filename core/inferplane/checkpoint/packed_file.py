@@ -1,8 +1,8 @@
 """A file of named groups of tensors that is mapped, and whose every byte is checked before.
 
     64 bytes    magic, place and length of the index, SHA-256 of the index
-    from 4096   the tensors, each at a multiple of 64
-    at the end  the index: JSON with the SHA-256 of each 8 MiB of the tensors, and what lies where
+    tensors     each at a multiple of 64, zeros between them
+    index       JSON with the SHA-256 of each 8 MiB of the tensors, and what lies where
 
 Written beside its place and renamed, so that readers see whole files only. It is not synced: a
 file that a crash left torn fails its digests. Knows nothing of what the tensors are for.
@@ -30,7 +30,7 @@ PART = ".part"
 
 _HEAD = struct.Struct("<16sQQ32s")
 _MAGIC = b"inferplane pack1"
-_START, _ALIGN, _PIECE = 4096, 64, 8 << 20
+_ALIGN, _PIECE = 64, 8 << 20
 
 
 class DamagedError(ValueError):
@@ -56,11 +56,11 @@ def read_packed(path: Path) -> Groups:
     byte is not as it was written.
     """
     with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size < _START:
+        if os.fstat(file.fileno()).st_size < _HEAD.size:
             raise DamagedError("it is too short")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     magic, at, length, digest = _HEAD.unpack_from(mapped)
-    if magic != _MAGIC or not _START <= at <= len(mapped) or at + length != len(mapped):
+    if magic != _MAGIC or not _HEAD.size <= at <= len(mapped) or at + length != len(mapped):
         raise DamagedError("its length or its first bytes are wrong")
     written = mapped[at:]
     if hashlib.sha256(written).digest() != digest:
@@ -84,7 +84,7 @@ def write_packed(path: Path, groups: "Mapping[str, Mapping[str, Tensor]]") -> No
     index = _Index([], {})
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=PART, delete=False) as file:
         try:
-            at = _START
+            at = _HEAD.size
             for key, group in groups.items():
                 placed = index.groups[key] = {}
                 for name, tensor in group.items():
@@ -117,7 +117,7 @@ def _digests(mapped: mmap.mmap, end: int) -> list[str]:
             with view[start : min(start + _PIECE, end)] as piece:
                 return hashlib.sha256(piece).hexdigest()
 
-        return list(pool.map(digest, range(_START, end, _PIECE)))
+        return list(pool.map(digest, range(_HEAD.size, end, _PIECE)))
 
 
 def _bytes(tensor: "Tensor") -> memoryview:

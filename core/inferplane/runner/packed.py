@@ -1,8 +1,8 @@
 """Packed weights that are kept in the cache folder, so that later starts map what this one packed.
 
-One file holds a model's packed weights under the settings that shape them. Its name is a digest of
-all that; each weight in it has a key of its own, so that a file whose name says too little costs
-time but never gives a wrong weight. Files that were used last are removed last.
+One file holds a model's packed weights under the settings that shape them; its name is a digest of
+checkpoint, settings and the code that converts. Each weight in it has a digest of that and of how
+it is packed. When the folder is full, the files that were used longest ago are removed.
 """
 
 import contextlib
@@ -69,14 +69,19 @@ class PackedWeights:
 
     def find(self, key: str) -> "dict[str, Tensor] | None":
         """The tensors of a weight that was packed before."""
-        tensors = self.found.get(_short(key))
+        name = self._name(key)
+        tensors = self.found.get(name)
         if tensors is not None:
-            self.used[_short(key)] = tensors
+            self.used[name] = tensors
         return tensors
 
     def add(self, key: str, tensors: "Mapping[str, Tensor]") -> None:
-        self.used[_short(key)] = tensors
+        self.used[self._name(key)] = tensors
         self.added += 1
+
+    def _name(self, key: str) -> str:
+        """With what the file is for, so that it gives nothing under another file's name."""
+        return _short(f"{self.path.stem} {key}")
 
     def close(self) -> None:
         """Write what was added, together with what was found and used; called when all weights
