@@ -287,6 +287,20 @@ def test_a_start_goes_on_without_the_file(
     assert files(model) == []
 
 
+def test_a_user_without_a_home(
+    starts: Starts, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("INFERPLANE_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    starts.start(model)
+    assert starts.packed.total() == PRODUCTS
+    assert "set INFERPLANE_CACHE" in caplog.text
+
+
 def test_small_models_are_packed_each_time(starts: Starts, model: Path) -> None:
     packed.SMALLEST = 16 << 20  # the fixture restores it
     for _ in range(2):

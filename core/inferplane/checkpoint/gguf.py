@@ -102,7 +102,7 @@ class GgufFile:
         if isinstance(value, _ArrayRef):
             cursor = _Cursor(self._map, self.path, value.offset)
             if value.type == STRING:
-                return [cursor.string() for _ in range(value.count)]
+                return cursor.strings(value.count)
             return cursor.numbers(value.type, value.count)
         return value
 
@@ -243,6 +243,19 @@ class _Cursor:
             return self.take(length, "a string").decode()
         except UnicodeDecodeError as error:
             raise self.error("a string is not valid UTF-8", start) from error
+
+    def strings(self, count: int) -> list[str]:
+        """An array that `skip_array` has checked: a vocabulary is read at each start, twice."""
+        length_at = struct.Struct("<Q").unpack_from
+        data, at, found = self.data, self.at, []
+        for _ in range(count):
+            start = at + 8
+            at = start + length_at(data, at)[0]
+            try:
+                found.append(data[start:at].decode())
+            except UnicodeDecodeError as error:
+                raise self.error("a string is not valid UTF-8", start - 8) from error
+        return found
 
     def skip_array(self, key: str) -> _ArrayRef:
         start = self.at

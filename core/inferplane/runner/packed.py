@@ -87,6 +87,8 @@ class PackedWeights:
         """Write what was added, together with what was found and used; called when all weights
         are packed. A file that cannot be written is a warning."""
         used, self.used, self.found = self.used, {}, {}
+        if not used:
+            return
         size = sum(tensor.nbytes for group in used.values() for tensor in group.values())
         log.info("packed weights: %d mapped, %d packed", len(used) - self.added, self.added)
         if not self.added or size < SMALLEST:
@@ -118,14 +120,17 @@ def open_packed(
     checkpoint = tensors.identity()
     if checkpoint is None:
         return None
+    try:
+        folder = env.cache_dir() / "packed"
+    except RuntimeError as error:  # a user without a home, as in some containers
+        log.warning("packed weights are not kept (%s): set INFERPLANE_CACHE to a folder", error)
+        return None
     import torch
 
     parts = [checkpoint, dict(model), device.backend, torch.__version__, _conversion()]
-    parts += [*(getattr(config, name) for name in SETTINGS)]
+    parts += [getattr(config, name) for name in SETTINGS]
     name = _short(json.dumps(parts, sort_keys=True, default=repr))
-    packed = PackedWeights(
-        env.cache_dir() / "packed" / f"{name}.packed", tensors.identity, checkpoint
-    )
+    packed = PackedWeights(folder / f"{name}.packed", tensors.identity, checkpoint)
     packed.read()
     return packed
 
