@@ -50,8 +50,9 @@ class Builder(Protocol):
         weights: "Mapping[str, Sequence[int]]",
         read: "Callable[[], Sequence[Any]]",
     ) -> tuple[Bound, Any]:
-        """An op with `weights`, names and shapes, in its packed form. `read` gives what `prepack`
-        takes; it is not called if they were packed at an earlier start."""
+        """An op with its weights in packed form. `read` gives what `prepack` takes; it is not
+        called if they were packed at an earlier start. Of one checkpoint, `weights`, names and
+        shapes, must tell all that `read` depends on besides the spec."""
 
     def take_dense(self, name: str, shape: Sequence[int]) -> "Tensor":
         """A weight that stays as it is; one that is stored quantized is made dense only once."""
