@@ -26,6 +26,7 @@
 #include "quant_float.h"
 #include "quant_pack.h"
 #include "quant_rows.h"
+#include "quant_tiles.h"
 #include "simd.h"
 
 namespace ipx {
@@ -186,6 +187,11 @@ static int run_quant(const QuantLinearArgs& p) {
   bool integers = p.input == INPUT_INT8, grouped = job.layout.groups > 1;
   if (!quant_rows<T>(p, job.layout, sizeof(T) == 2 && DOT_PAIRS, job.rows)) return 12;  // ENOMEM
   if (!integers) return quant_items(job, quant_float_body<T>);
+#if defined(IPX_TILES)
+  if (p.rows >= TILES_FROM_ROWS) {
+    return quant_items(job, p.weight == WEIGHT_INT4 ? quant_tile_body<T, 4> : quant_tile_body<T, 8>);
+  }
+#endif
   if (p.weight == WEIGHT_INT4) {
     return quant_items(job, grouped ? quant_body<T, 4, true> : quant_body<T, 4, false>);
   }
