@@ -189,7 +189,8 @@ static int run_quant(const QuantLinearArgs& p) {
   if (!integers) return quant_items(job, quant_float_body<T>);
 #if defined(IPX_TILES)
   if (p.rows >= TILES_FROM_ROWS) {
-    return quant_items(job, p.weight == WEIGHT_INT4 ? quant_tile_body<T, 4> : quant_tile_body<T, 8>);
+    bool int4 = p.weight == WEIGHT_INT4;
+    return quant_items(job, int4 ? quant_tile_body<T, 4> : quant_tile_body<T, 8>);
   }
 #endif
   if (p.weight == WEIGHT_INT4) {

@@ -189,7 +189,9 @@ struct TileProducts {
     }
     if (i < depth) {
       alignas(64) uint32_t some_x[ROWS * TILE] = {}, some_w[TILE * LINEAR_BLOCK] = {};
-      for (int64_t r = 0; r < rows; r++) memcpy(some_x + r * TILE, x + r * ldx + i, 4 * (depth - i));
+      for (int64_t r = 0; r < rows; r++) {
+        memcpy(some_x + r * TILE, x + r * ldx + i, 4 * (depth - i));
+      }
       memcpy(some_w, w, (depth - i) * STRIDE);
       step<MR>(some_x, some_x + second * TILE, 4 * TILE, some_w);
     }
