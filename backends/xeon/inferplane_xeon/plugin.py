@@ -116,9 +116,10 @@ def create_device(info: DeviceInfo, options: Mapping[str, Any]) -> Device:
 def op_impls(device: Device) -> "Iterable[tuple[str, OpImpl]]":
     if device.info.backend != "xeon":
         return ()
+    from inferplane_xeon import ipex
     from inferplane_xeon.ops import implementations
 
-    return implementations()
+    return [*implementations(), *ipex.implementations()]
 
 
 @impl
