@@ -1,7 +1,7 @@
 # make serve   install into .venv if needed and serve MODEL on http://127.0.0.1:PORT
 # make test    the whole suite         make lint   ruff and mypy
 # make suites  JSON schemas, openai-python's tests, schemathesis: against their ratchet files
-# make ipex    the xeon backend with Intel Extension for PyTorch, in its own environment with torch 2.8
+# make ipex    xeon with Intel Extension for PyTorch, in an environment of its own with torch 2.8
 # make bench   throughput and latency  make docs   write the generated pages
 # make clean   remove .venv and caches
 #
