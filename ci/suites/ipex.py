@@ -59,7 +59,7 @@ def call(*command: object, text: str | None = None) -> str:
 def environment() -> Path:
     """A Python with torch, the library, and this checkout's inferplane and xeon backend."""
     python = CACHE / f"venv-{TORCH}/bin/python"
-    pip = (python, "-m", "pip", "install", "-q", "--disable-pip-version-check")
+    pip = (python, "-m", "pip", "install", "-qq", "--disable-pip-version-check")
     with tempfile.TemporaryDirectory() as wheels, ThreadPoolExecutor() as pool:
         compiled = pool.submit(compile_backend, Path(wheels))  # while torch is downloaded
         if not (CACHE / "complete").exists():
@@ -69,13 +69,13 @@ def environment() -> Path:
             stand_in(site / "torch/lib")
             forget_cuda(site / f"torch-{TORCH}.dist-info/METADATA")
             (CACHE / "complete").touch()
-        call(*pip, REPO)
+        call(*pip, REPO, "psutil")  # which the library is said to need
         call(*pip, "--no-deps", "--force-reinstall", *compiled.result())
     return python
 
 
 def compile_backend(folder: Path) -> list[Path]:
-    wheel = ("wheel", "-q", "--disable-pip-version-check", "--no-deps", "-w", folder)
+    wheel = ("wheel", "-qq", "--disable-pip-version-check", "--no-deps", "-w", folder)
     call(sys.executable, "-m", "pip", *wheel, REPO / "backends/xeon")
     return list(folder.glob("*.whl"))
 
