@@ -45,7 +45,8 @@ def attention(
     softcap: float = 0.0,
     sinks: "Tensor | None" = None,
 ) -> "Tensor":
-    """q, out [T, Hq, D]; cache: keys and values [pages, page_size, Hkv, D] of equal strides."""
+    """q, out [T, Hq, D]; cache: keys and values [pages, page_size, Hkv, row] of equal strides, of
+    q's type or int8, whose rows are D codes and a float32 scale."""
     k, v = cache
     tokens, heads, dim = q.shape  # [T, Hq, D]
     library().attention(
@@ -70,6 +71,7 @@ def attention(
         scale,
         softcap,
         q.element_size() == 4,
+        k.element_size() == 1,
     )
     return out
 
@@ -91,6 +93,7 @@ def kv_write(k: "Tensor", v: "Tensor", cache: "tuple[Tensor, Tensor]", slot: "Te
         k.shape[2],
         keys.shape[1],
         k.element_size() == 4,
+        keys.element_size() == 1,
     )
 
 
@@ -144,6 +147,7 @@ def rope(
         weight_offset,
         cast_before_weight,
         q.element_size() == 4,
+        keys is not None and keys.element_size() == 1,
     )
 
 

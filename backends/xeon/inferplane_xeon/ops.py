@@ -50,7 +50,7 @@ def kv_problem(kv: KVSpec, *dtypes: str) -> Reject | None:
         return Reject("shape", f"head_dim {kv.head_dim} is no multiple of 8 up to {MAX_HEAD_DIM}")
     if kv.layout not in LAYOUTS:
         return Reject("layout", f"{kv.layout} not in {LAYOUTS}")
-    return dtype_problem(kv.dtype, *dtypes)
+    return dtype_problem(*(() if kv.dtype == "int8" else (kv.dtype,)), *dtypes)
 
 
 def dense_problem(spec: LinearSpec | LogitsSpec) -> Reject | None:
@@ -130,9 +130,13 @@ def attention(spec: AttentionSpec, ctx: BuildContext) -> Bound:
 
 
 def kv_write(spec: KVOpSpec, ctx: BuildContext) -> Bound:
-    view = CacheView(ctx.kv(spec.layer))
+    import torch
+
+    view, half = CacheView(ctx.kv(spec.layer)), torch.float16
 
     def run(k: "Tensor", v: "Tensor", slot: "Tensor") -> None:
+        if k.dtype == half:  # into int8 pages; the kernel knows two types
+            k, v = k.float(), v.float()
         kernels.kv_write(k, v, view.get(), slot)
 
     return Bound(run=run)

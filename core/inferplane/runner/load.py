@@ -34,7 +34,7 @@ from inferplane.runner.tables import make_tables
 from inferplane.scheduling.pages import KVGroupPages
 from inferplane.weights import CheckpointWeights, DummyWeights, Progress, TensorSource, Weights
 
-KV_TYPES = {"fp8_e4m3": "float8_e4m3fn"}
+KV_TYPES = {"fp8_e4m3": "float8_e4m3fn", "int8": "int8"}
 """--kv-cache-dtype -> KVSpec.dtype, where it is not that of the model"""
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ from inferplane.hw.ops.sampling import SamplingSpec
 from inferplane.hw.quantization import Scheme
 
 DTYPES = ("float32", "bfloat16", "float16")
-FLOAT8 = "float8_e4m3fn"
+NARROW = ("float8_e4m3fn", "int8")
+"""types of pages that hold keys and values of any type"""
 
 
 def conformance_cases(op: str, dtypes: tuple[str, ...] = DTYPES) -> list[Any]:
@@ -58,13 +59,14 @@ def _attention(dtype: str) -> Iterator[AttentionSpec]:
         )
         yield plain
         if (heads, window) in ((4, 0), (9, 0)):
-            yield replace(plain, kv=replace(plain.kv, dtype=FLOAT8))
+            yield from (replace(plain, kv=replace(plain.kv, dtype=each)) for each in NARROW)
 
 
 def _kv_op(dtype: str) -> Iterator[KVOpSpec]:
     for heads, dim, page in ((2, 16, 16), (1, 64, 8), (3, 80, 32)):
         yield KVOpSpec(layer=0, kv=_kv(heads, dim, page, dtype))
-    yield KVOpSpec(layer=0, kv=_kv(2, 16, 16, FLOAT8))
+    for narrow in NARROW:
+        yield KVOpSpec(layer=0, kv=_kv(2, 16, 16, narrow))
 
 
 def _rope(dtype: str) -> Iterator[RopeSpec]:
@@ -96,7 +98,7 @@ def _rope_write(dtype: str) -> Iterator[RopeWriteSpec]:
         )
         yield plain
         if index < 2:
-            yield replace(plain, kv=replace(plain.kv, dtype=FLOAT8))
+            yield from (replace(plain, kv=replace(plain.kv, dtype=each)) for each in NARROW)
 
 
 def _norm(dtype: str) -> Iterator[RMSNormSpec]:

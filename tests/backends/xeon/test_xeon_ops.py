@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from inferplane.hw import DeviceInfo
-from inferplane.hw.kv import CANONICAL, KVSpec, LayerKV
+from inferplane.hw.kv import CANONICAL, KVSpec, LayerKV, from_stored
 from inferplane.hw.op import Bound, OpImpl, Reject, Support
 from inferplane.hw.ops import TABLE
 from inferplane.hw.ops.activation import GluSpec
@@ -67,6 +67,7 @@ def native(op: str, spec: Any) -> OpImpl | None:
 def widened(value: Any) -> Any:
     """A spec with all its types float64, or a tensor in float64."""
     if isinstance(value, Tensor):
+        value = from_stored(value)
         return value.double() if value.is_floating_point() else value
     if not is_dataclass(value) or not hasattr(value, "__dataclass_fields__"):
         return value
@@ -95,7 +96,7 @@ def outcome(op: str, spec: Any, inputs: dict[str, Any], native: bool) -> list[Te
         result = bound.run(**inputs)
     results = [] if result is None else list(result) if isinstance(result, tuple) else [result]
     if handle is not None and op != "attention.paged":
-        results += handle.layout.split(handle.data)
+        results += map(from_stored, handle.layout.split(handle.data))
     return results
 
 
@@ -122,7 +123,10 @@ def specs(dtype: str, layout: str) -> list[tuple[str, Any]]:
         ("attention.paged", attention),
         ("attention.paged", replace(attention, window=40, softcap=20.0, group=1)),
         ("attention.paged", replace(attention, sinks=True, determinism="batch")),
+        ("attention.paged", replace(attention, kv=kv("int8", layout))),
+        ("attention.paged", replace(attention, kv=kv("int8", layout, head_dim=72), window=9)),
         ("kv.write", KVOpSpec(layer=0, kv=pages)),
+        ("kv.write", KVOpSpec(layer=0, kv=kv("int8", layout))),
         ("rope", rope),
         ("rope", replace(rope, style="gptj", rotary_dim=32)),
         ("qk_norm_rope_kvwrite", RopeWriteSpec(layer=0, num_heads=6, kv=pages, rope=rope)),
@@ -175,6 +179,15 @@ def test_inputs_are_not_changed(op: str) -> None:
             before = {k: v.clone() for k, v in inputs.items() if isinstance(v, Tensor)}
             outcome(op, spec, inputs, native=True)
             assert all(torch.equal(before[k], inputs[k]) for k in before if k != "kv")
+
+
+def test_float16_goes_into_int8_pages_too() -> None:
+    spec = KVOpSpec(layer=0, kv=kv("int8", "head_major"))
+    slot, x = torch.tensor([20, 3], dtype=torch.int32), torch.randn(2, 2, 64).half()
+    ours, reference = Context(spec.kv, native=True), Context(spec.kv, native=False)
+    for context in (ours, reference):
+        context.bind("kv.write", spec).run(x, x, slot)
+    assert torch.equal(ours.kv(0).data, reference.kv(0).data)
 
 
 def test_a_replaced_cache_is_seen() -> None:
