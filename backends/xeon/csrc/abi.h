@@ -82,6 +82,10 @@ struct GluArgs {
   int64_t f32;
 };
 
+// Gated products: out[m, n] = act(gate[m, n]) * up[m, n], [M, N], where blocks of packed columns
+// are N's gates and ups in turns. No bias, softcap or float32 results.
+enum GluKind : int64_t { GLU_NONE = 0, GLU_SILU = 1, GLU_GELU = 2 };
+
 struct LinearArgs {
   const void* x;                         // [M, K], rows x_stride apart
   const void* packed;                    // from PackArgs
@@ -91,6 +95,7 @@ struct LinearArgs {
   int64_t out_f32;                       // write float32 whatever x is (logits)
   double softcap;                        // 0: none
   int64_t f32;
+  int64_t glu;                           // GluKind
 };
 
 struct PackArgs {
@@ -124,6 +129,7 @@ struct QuantLinearArgs {
   int64_t out_f32;
   double softcap;
   int64_t f32;
+  int64_t glu;                           // GluKind
 };
 
 struct QuantPackArgs {

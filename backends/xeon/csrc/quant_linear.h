@@ -153,10 +153,15 @@ static void quant_tiles(const QuantJob& job, int64_t row, int64_t rows, const ch
 template <typename T, int BITS, bool GROUPED>
 static void quant_body(void* context, int64_t item) {
   constexpr int64_t ROWS = GROUPED ? LINEAR_ROWS / 2 : LINEAR_ROWS;
-  const auto& job = *static_cast<QuantJob*>(context);
+  auto& job = *static_cast<QuantJob*>(context);
   const QuantLinearArgs& p = *job.args;
   alignas(64) float dots[ROWS * LINEAR_BLOCK], tile[ROWS * LINEAR_BLOCK];
-  int64_t blocks = ceil_div(p.outputs, LINEAR_BLOCK);
+  float* gates;
+  if (!gate_buffer(p, gates)) {
+    __atomic_store_n(&job.failed, 1, __ATOMIC_RELAXED);
+    return;
+  }
+  int64_t blocks = packed_blocks(p);
   int64_t last = min64((item + 1) * job.blocks_per_item, blocks);
   for (int64_t b = item * job.blocks_per_item; b < last; b++) {
     const char* block = static_cast<const char*>(p.packed) + b * job.layout.block;
@@ -167,15 +172,16 @@ static void quant_body(void* context, int64_t item) {
         memset(tile, 0, sizeof tile);
         add_group(job, row, rows, block, 0, dots, tile);
       }
-      finish_tile<T>(p, tile, row, rows, b * LINEAR_BLOCK);
+      finish_tile<T>(p, tile, row, rows, b, gates);
     }
   }
 }
 
 // An item is at least 16 KiB of weights per pass, and there are enough of them to balance.
 static int quant_items(QuantJob& job, ItemBody body) {
-  int64_t blocks = ceil_div(job.args->outputs, LINEAR_BLOCK);
+  int64_t blocks = packed_blocks(*job.args);
   job.blocks_per_item = max64(ceil_div(16384, job.layout.block), ceil_div(blocks, 4096));
+  if (job.args->glu) job.blocks_per_item = round_up(job.blocks_per_item, 2);
   run_parallel(body, &job, ceil_div(blocks, job.blocks_per_item));
   return job.failed ? 12 : 0;  // ENOMEM
 }

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 LINEAR_BLOCK = 48
 """columns of a block of packed weights; csrc/abi.h"""
+GLU = {"": 0, "silu": 1, "gelu_tanh": 2}
 
 
 @cache
@@ -202,6 +203,18 @@ def pack_linear(weight: "Tensor") -> "Tensor":
     return packed
 
 
+def in_turns(rows: "Tensor") -> "Tensor":
+    """Rows of gates, then as many of ups, as blocks of both in turns: what a gated product packs.
+    The last blocks are filled up with zeros."""
+    import torch
+    from torch.nn.functional import pad
+
+    half = rows.shape[0] // 2
+    spare = (0, 0) * (rows.ndim - 1) + (0, -half % LINEAR_BLOCK)
+    pair = [pad(part, spare).unflatten(0, (-1, LINEAR_BLOCK)) for part in rows.split(half)]
+    return torch.stack(pair, 1).flatten(0, 2)
+
+
 def linear(
     x: "Tensor",
     packed: "Tensor",
@@ -209,8 +222,10 @@ def linear(
     *,
     bias: "Tensor | None" = None,
     softcap: float = 0.0,
+    glu: str = "",
 ) -> "Tensor":
-    """x [M, K] times the packed weights, plus bias -> out [M, N] of x's type or float32."""
+    """x [M, K] times the packed weights, plus bias -> out [M, N] of x's type or float32. With `glu`
+    the weights are `in_turns`, and out is act(gate) * up."""
     rows, outputs = out.shape
     library().linear(
         x.data_ptr(),
@@ -224,6 +239,7 @@ def linear(
         out.element_size() == 4,
         softcap,
         x.element_size() == 4,
+        GLU[glu],
     )
     return out
 

@@ -14,6 +14,7 @@ from inferplane.hw.op import Bound, BuildContext, OpImpl, Reject, Support, descr
 from inferplane.hw.ops.activation import GluSpec
 from inferplane.hw.ops.attention import AttentionSpec
 from inferplane.hw.ops.embedding import EmbeddingSpec
+from inferplane.hw.ops.gated import GatedLinearSpec
 from inferplane.hw.ops.kv import KVOpSpec, RopeWriteSpec
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
 from inferplane.hw.ops.norm import RMSNormSpec
@@ -279,6 +280,18 @@ def linear(spec: LinearSpec, ctx: BuildContext) -> Bound:
     return Bound(run=run, prepack=prepack)
 
 
+def gated_linear(spec: GatedLinearSpec, ctx: BuildContext) -> Bound:
+    size, dtype, activation = spec.size, spec.dtype, spec.activation
+
+    def prepack(weight: "Tensor") -> "Tensor":
+        return kernels.pack_linear(kernels.in_turns(weight))
+
+    def run(x: "Tensor", packed: "Tensor") -> "Tensor":
+        return kernels.linear(x, packed, ctx.empty((x.shape[0], size), dtype), glu=activation)
+
+    return Bound(run=run, prepack=prepack)
+
+
 def logits(spec: LogitsSpec, ctx: BuildContext) -> Bound:
     vocab, softcap = spec.vocab, spec.softcap
 
@@ -295,6 +308,12 @@ def implementations() -> "list[tuple[str, OpImpl]]":
     def plain(spec: RMSNormSpec | GluSpec | RopeSpec | EmbeddingSpec) -> Reject | None:
         return dtype_problem(spec.dtype)
 
+    def gated_dense(spec: GatedLinearSpec) -> Reject | None:
+        return dense_problem(spec.linear)
+
+    def gated_quant(spec: GatedLinearSpec) -> Reject | None:
+        return quant_problem(spec.linear)
+
     def write(spec: KVOpSpec) -> Reject | None:
         return kv_problem(spec.kv)
 
@@ -308,6 +327,8 @@ def implementations() -> "list[tuple[str, OpImpl]]":
         ("activation.glu", Native("xeon.glu", plain, glu)),
         ("linear", Native("xeon.linear", dense_problem, linear)),
         ("linear", Native("xeon.quant_linear", quant_problem, quantized.linear)),
+        ("linear.glu", Native("xeon.linear", gated_dense, gated_linear)),
+        ("linear.glu", Native("xeon.quant_linear", gated_quant, quantized.gated_linear)),
         ("logits", Native("xeon.linear", dense_problem, logits)),
         ("logits", Native("xeon.quant_linear", quant_problem, quantized.logits)),
         ("embedding", Native("xeon.embedding", plain, embedding)),

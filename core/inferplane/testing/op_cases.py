@@ -9,6 +9,7 @@ from inferplane.hw.op import Determinism
 from inferplane.hw.ops.activation import GluSpec
 from inferplane.hw.ops.attention import AttentionSpec
 from inferplane.hw.ops.embedding import EmbeddingSpec
+from inferplane.hw.ops.gated import GatedLinearSpec
 from inferplane.hw.ops.kv import KVOpSpec, RopeWriteSpec
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
 from inferplane.hw.ops.norm import RMSNormSpec
@@ -165,6 +166,14 @@ def _schemes() -> Iterator[Scheme]:
 SCHEMES = tuple(_schemes())
 
 
+def _gated(dtype: str) -> Iterator[GatedLinearSpec]:
+    for inputs, size, kind in ((64, 96, "silu"), (576, 130, "silu"), (99, 40, "gelu_tanh")):
+        activation: Any = kind
+        yield GatedLinearSpec(in_features=inputs, size=size, dtype=dtype, activation=activation)
+    for scheme in SCHEMES[::4]:
+        yield GatedLinearSpec(in_features=256, size=100, dtype=dtype, scheme=scheme)
+
+
 def _logits(dtype: str) -> Iterator[LogitsSpec]:
     for dim, vocab, softcap in ((64, 300, 0.0), (576, 1003, 0.0), (96, 500, 30.0), (256, 320, 5.0)):
         yield LogitsSpec(dim=dim, vocab=vocab, dtype=dtype, softcap=softcap)
@@ -189,6 +198,7 @@ _MAKERS: dict[str, Callable[[str], Iterator[Any]]] = {
     "activation.glu": _glu,
     "embedding": _embedding,
     "linear": _linear,
+    "linear.glu": _gated,
     "logits": _logits,
     "sampling.filter": _sampling,
     "sampling.draw": _sampling,

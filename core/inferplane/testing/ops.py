@@ -27,6 +27,7 @@ __all__ = ["ConformanceError", "check_op", "conformance_cases"]
 
 ROWS = {
     "linear": "x",
+    "linear.glu": "x",
     "logits": "x",
     "norm.rms": "x",
     "norm.add_rms": "x residual",

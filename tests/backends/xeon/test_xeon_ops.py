@@ -15,6 +15,7 @@ from inferplane.hw.ops import TABLE
 from inferplane.hw.ops.activation import GluSpec
 from inferplane.hw.ops.attention import AttentionSpec
 from inferplane.hw.ops.embedding import EmbeddingSpec
+from inferplane.hw.ops.gated import GatedLinearSpec
 from inferplane.hw.ops.kv import KVOpSpec, RopeWriteSpec
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
 from inferplane.hw.ops.norm import RMSNormSpec
@@ -119,6 +120,7 @@ def specs(dtype: str, layout: str) -> list[tuple[str, Any]]:
     norm = RMSNormSpec(dim=64, dtype=dtype, epsilon=1e-6)
     attention = AttentionSpec(layer=0, group=0, num_heads=6, kv=pages, dtype=dtype, scale=0.125)
     linear = LinearSpec(in_features=96, out_features=100, dtype=dtype)
+    gated = GatedLinearSpec(in_features=96, size=100, dtype=dtype)
     return [
         ("attention.paged", attention),
         ("attention.paged", replace(attention, window=40, softcap=20.0, group=1)),
@@ -144,6 +146,9 @@ def specs(dtype: str, layout: str) -> list[tuple[str, Any]]:
         ("logits", LogitsSpec(dim=96, vocab=1000, dtype=dtype)),
         ("logits", LogitsSpec(dim=96, vocab=1000, dtype=dtype, softcap=30.0)),
         *(("linear", replace(linear, bias=True, scheme=scheme)) for scheme in SCHEMES),
+        ("linear.glu", gated),
+        ("linear.glu", replace(gated, size=48, activation="gelu_tanh")),
+        *(("linear.glu", replace(gated, scheme=scheme)) for scheme in SCHEMES),
         *(
             ("logits", LogitsSpec(dim=96, vocab=1000, dtype=dtype, softcap=9.0, scheme=scheme))
             for scheme in SCHEMES
@@ -179,6 +184,29 @@ def test_inputs_are_not_changed(op: str) -> None:
             before = {k: v.clone() for k, v in inputs.items() if isinstance(v, Tensor)}
             outcome(op, spec, inputs, native=True)
             assert all(torch.equal(before[k], inputs[k]) for k in before if k != "kv")
+
+
+@pytest.mark.parametrize("scheme", [None, *SCHEMES], ids=str)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_gated_product_has_the_bits_of_its_parts(
+    isa: str, dtype: str, scheme: Scheme | None
+) -> None:
+    for size, rows, kind in ((96, 1, "silu"), (100, 9, "silu"), (8, 70, "gelu_tanh")):
+        activation: Any = kind
+        spec = GatedLinearSpec(
+            in_features=96, size=size, dtype=dtype, activation=activation, scheme=scheme
+        )
+        weight = TABLE["linear.glu"].inputs(spec, size)["weight"]
+        x = torch.randn(rows, 96, generator=torch.Generator().manual_seed(rows))
+        x = x.to(getattr(torch, dtype))
+        context, results = Context(None, native=True), []
+        for impl in (native("linear.glu", spec), TABLE["linear.glu"].reference):
+            assert impl
+            bound = impl.build(spec, context)
+            assert bound.prepack
+            results.append(bound.run(x, bound.prepack(weight)))
+        assert torch.equal(*results)
+        assert results[0].isfinite().all()
 
 
 def test_float16_goes_into_int8_pages_too() -> None:
