@@ -38,11 +38,7 @@ static float quantize_query(const T* x, int64_t n, int8_t* high, int8_t* low, in
     store_bytes(low + c, raw_sub(q, shift_left<8>(h)));
     total = raw_add(total, q);
   }
-  alignas(64) int32_t lane[W];
-  raw_store(lane, total);
-  int32_t whole = 0;
-  for (int i = 0; i < W; i++) whole += lane[i];
-  *start = -128 * whole;
+  *start = -128 * raw_sum(total);
   return step;
 }
 

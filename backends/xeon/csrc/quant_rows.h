@@ -147,7 +147,8 @@ static bool quant_rows(const QuantLinearArgs& p, const QuantLayout& l, bool pair
   r.sum = reinterpret_cast<float*>(memory + values + table);
   r.scale = reinterpret_cast<float*>(memory + values + 2 * table);
   QuantRowsJob job{&p, &l, r, pairs};
-  run_parallel(quant_row<T>, &job, p.rows, p.rows * p.inputs < 16384);
+  int64_t work = p.rows * p.inputs * (r.scale_step ? 2 : 1);  // scales of groups cost as much again
+  run_parallel(quant_row<T>, &job, p.rows, work < 8192);      // below 2 us
   return true;
 }
 

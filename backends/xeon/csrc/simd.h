@@ -82,6 +82,8 @@ template <int N> IPX_INLINE Raw shift_signed(Raw x) { return _mm512_srai_epi32(x
 IPX_INLINE Vec to_float(Raw x) { return _mm512_cvtepi32_ps(x); }
 IPX_INLINE Raw to_int(Vec x) { return _mm512_cvtps_epi32(x); }  // nearest, ties to even
 IPX_INLINE Raw raw_max(Raw a, Raw b) { return _mm512_max_epi32(a, b); }
+IPX_INLINE int32_t raw_largest(Raw a) { return _mm512_reduce_max_epi32(a); }
+IPX_INLINE int32_t raw_sum(Raw a) { return _mm512_reduce_add_epi32(a); }
 IPX_INLINE void store_bytes(int8_t* p, Raw x) {  // W values, cut off at the ends of a byte
   _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(x));
 }
@@ -303,6 +305,16 @@ template <int N> IPX_INLINE Raw shift_signed(Raw x) { return _mm256_srai_epi32(x
 IPX_INLINE Vec to_float(Raw x) { return _mm256_cvtepi32_ps(x); }
 IPX_INLINE Raw to_int(Vec x) { return _mm256_cvtps_epi32(x); }
 IPX_INLINE Raw raw_max(Raw a, Raw b) { return _mm256_max_epi32(a, b); }
+IPX_INLINE int32_t raw_largest(Raw a) {
+  __m128i x = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  x = _mm_max_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
+}
+IPX_INLINE int32_t raw_sum(Raw a) {
+  __m128i x = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  x = _mm_add_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
+}
 IPX_INLINE void store_bytes(int8_t* p, Raw x) {
   __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
   _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(words, words));
@@ -436,10 +448,7 @@ template <typename T>
 static float largest_of(const T* x, int64_t n) {
   Raw most = raw_zero();
   for (int64_t c = 0; c < n; c += W) most = raw_max(most, as_raw(magnitude(load_n(x + c, n - c))));
-  alignas(64) int32_t lane[W];
-  raw_store(lane, most);
-  int32_t best = 0;
-  for (int i = 0; i < W; i++) best = lane[i] > best ? lane[i] : best;
+  int32_t best = raw_largest(most);
   float out;
   memcpy(&out, &best, 4);
   return out;
