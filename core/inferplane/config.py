@@ -62,7 +62,7 @@ class Config:
     kv_cache_dtype: str = setting(
         "type of keys and values in the cache; auto: as --dtype",
         "auto",
-        choices=("auto", "fp8_e4m3"),
+        choices=("auto", "fp8_e4m3", "int8"),
     )
     kv_cache_tokens: int | None = setting(
         "size of the KV cache in tokens; default: from --memory-fraction", None

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from inferplane.hw.batch import ForwardBatch
 from inferplane.hw.kv import KVSpec
 from inferplane.hw.op import Bound, Determinism
-from inferplane.hw.ops.activation import GluSpec
 from inferplane.hw.ops.attention import AttentionSpec
 from inferplane.hw.ops.embedding import EmbeddingSpec
+from inferplane.hw.ops.gated import GatedLinearSpec
 from inferplane.hw.ops.kv import RopeWriteSpec
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
 from inferplane.hw.ops.norm import RMSNormSpec
@@ -231,18 +231,27 @@ class GatedMLP:
     def __init__(
         self, build: Builder, name: str, dim: int, hidden: int, activation: str = "silu"
     ) -> None:
-        self._gate_up = Linear(
-            build, [f"{name}.gate_proj", f"{name}.up_proj"], dim, [hidden, hidden]
-        )
-        self._down = Linear(build, f"{name}.down_proj", hidden, dim)
         kind: Any = {"silu": "silu"}.get(activation, "gelu_tanh")
-        spec = GluSpec(
-            size=hidden, dtype=build.dtype, activation=kind, determinism=build.determinism
+        spec = GatedLinearSpec(
+            in_features=dim,
+            size=hidden,
+            dtype=build.dtype,
+            activation=kind,
+            determinism=build.determinism,
         )
-        self._act = build.bind("activation.glu", spec).run
+        stored, sizes = [f"{name}.{part}_proj.weight" for part in ("gate", "up")], [hidden, hidden]
+        scheme = build.scheme("linear", spec.linear, stored, sizes, dim)
+        bound, self._packed = build.bind_packed(
+            "linear.glu",
+            replace(spec, scheme=scheme and scheme.merged(sizes)),
+            {weight: (hidden, dim) for weight in stored},
+            lambda: (take_matrix(build, stored, sizes, dim, scheme),),
+        )
+        self._gated = bound.run
+        self._down = Linear(build, f"{name}.down_proj", hidden, dim)
 
     def __call__(self, x: "Tensor") -> "Tensor":
-        return self._down(self._act(self._gate_up(x)))
+        return self._down(self._gated(x, self._packed))
 
 
 class Embedding:

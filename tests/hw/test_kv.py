@@ -1,12 +1,14 @@
 """KV memory: layouts, the canonical form of pages, and what core may rely on."""
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from inferplane.hw import CANONICAL, DeviceInfo, KVSpec, LayerKV, StridedLayout, TorchDevice
+from inferplane.hw.kv import from_stored, to_stored
 from inferplane.hw.ops import TABLE
 from inferplane.hw.ops.kv import KVOpSpec
 from inferplane.testing.op_run import OneOp
@@ -58,6 +60,7 @@ def test_only_equal_fingerprints_may_exchange_raw_pages() -> None:
         replace(SPEC, num_kv_heads=2),
         replace(SPEC, head_dim=4),
         replace(SPEC, dtype="bfloat16"),
+        replace(SPEC, dtype="int8"),
         replace(SPEC, page_size=8),
     ]
     prints = [layout.fingerprint(spec) for layout in LAYOUTS for spec in changed]
@@ -68,6 +71,39 @@ def test_only_equal_fingerprints_may_exchange_raw_pages() -> None:
 def test_page_bytes_follow_the_type() -> None:
     assert CANONICAL.page_bytes(SPEC) == 2 * 4 * 3 * 8 * 4
     assert CANONICAL.page_bytes(replace(SPEC, dtype="float16")) == 2 * 4 * 3 * 8 * 2
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda x: x.id)
+def test_int8_pages_go_in_and_out_of_every_layout_and_type(layout: StridedLayout) -> None:
+    spec, pages = replace(SPEC, dtype="int8"), canonical(3)
+    data = layout.alloc(6, spec, CPU)
+    assert layout.page_bytes(spec) == 2 * 4 * 3 * (8 + 4)
+    assert data.nbytes == 6 * layout.page_bytes(spec)
+    layout.import_pages(data, PAGES, pages)
+    rows = layout.export_pages(data, PAGES)
+    values = from_stored(rows)
+    step = pages.abs().amax(-1, keepdim=True) / 127
+    assert values.shape == pages.shape
+    assert ((values - pages).abs() <= step * 0.5001).all()
+    assert (values - pages).norm() > 1e-3 * pages.norm()
+    other = CANONICAL.alloc(6, spec, CPU)
+    CANONICAL.import_pages(other, PAGES, rows)
+    assert CANONICAL.export_pages(other, PAGES).equal(rows), "rows move as they are"
+    wide = CANONICAL.alloc(6, SPEC, CPU)
+    CANONICAL.import_pages(wide, PAGES, rows)
+    assert CANONICAL.export_pages(wide, PAGES).equal(values)
+    assert not from_stored(layout.export_pages(data, torch.tensor([0, 2, 5]))).any()
+
+
+def test_rows_of_int8() -> None:
+    inf, nan = math.inf, math.nan
+    x = torch.tensor([[127.0, -63.5, 0.5, 1.5], [0.0] * 4, [1.0, inf, 0, 0], [nan, 1, 0, 0]])
+    rows = to_stored(x.bfloat16(), torch.int8)
+    assert rows[:2, :4].tolist() == [[127, -64, 0, 2], [0] * 4], "ties to even"
+    assert from_stored(rows)[:2].tolist() == [[127.0, -64.0, 0.0, 2.0], [0.0] * 4]
+    assert from_stored(rows)[2:].isnan().all(), "what is not finite stays visible"
+    exact = torch.tensor([127.0, -3.0, 64.0, 0.0]) * 2.0**-9
+    assert from_stored(to_stored(exact, torch.int8)).equal(exact)
 
 
 @pytest.mark.parametrize("inplace", [True, False])

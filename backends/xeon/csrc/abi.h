@@ -25,6 +25,7 @@ struct AttentionArgs {
   int64_t window;                        // 0: none
   double scale, softcap;                 // softcap 0: none
   int64_t f32;
+  int64_t kv_int8;                       // pages are int8: rows of D codes and a float32 scale
 };
 
 struct KvWriteArgs {
@@ -36,6 +37,7 @@ struct KvWriteArgs {
   int64_t tokens, k_stride, v_stride;
   int64_t page_stride, token_stride, head_stride;
   int64_t kv_heads, head_dim, page_size, f32;
+  int64_t kv_int8;
 };
 
 struct RopeArgs {                        // optional qk-norm, rotation, optional KV write
@@ -57,6 +59,7 @@ struct RopeArgs {                        // optional qk-norm, rotation, optional
   int64_t interleaved;                   // 1: gptj pairs (2i, 2i+1); 0: neox pairs (i, i + R/2)
   double eps, weight_offset;
   int64_t cast_before_weight, f32;
+  int64_t kv_int8;
 };
 
 struct NormArgs {
@@ -79,6 +82,10 @@ struct GluArgs {
   int64_t f32;
 };
 
+// Gated products: out[m, n] = act(gate[m, n]) * up[m, n], [M, N], where blocks of packed columns
+// are N's gates and ups in turns. No bias, softcap or float32 results.
+enum GluKind : int64_t { GLU_NONE = 0, GLU_SILU = 1, GLU_GELU = 2 };
+
 struct LinearArgs {
   const void* x;                         // [M, K], rows x_stride apart
   const void* packed;                    // from PackArgs
@@ -88,6 +95,7 @@ struct LinearArgs {
   int64_t out_f32;                       // write float32 whatever x is (logits)
   double softcap;                        // 0: none
   int64_t f32;
+  int64_t glu;                           // GluKind
 };
 
 struct PackArgs {
@@ -121,6 +129,7 @@ struct QuantLinearArgs {
   int64_t out_f32;
   double softcap;
   int64_t f32;
+  int64_t glu;                           // GluKind
 };
 
 struct QuantPackArgs {

@@ -18,11 +18,13 @@
 // how a prefill is cut, or on the number of threads.
 //
 // Within a block, keys are transposed in registers to [D, tokens] and values laid out [tokens, D],
-// as 32-bit lanes: a float, or a bf16 pair where vdpbf16ps exists. Both products are then one
-// micro-kernel, C[row, lane] += broadcast(A[row, i]) * B[i, lane], whose inner dimension runs in
-// order. Tokens outside the visible range are never read: their lanes are zero.
+// as 32-bit lanes: a float, a bf16 pair where vdpbf16ps exists, or four bytes of int8 pages where
+// VNNI does (attention_int8.h). Both products are then one micro-kernel, C[row, lane] +=
+// broadcast(A[row, i]) * B[i, lane], whose inner dimension runs in order. Tokens outside the
+// visible range are never read: their lanes are zero.
 #pragma once
 #include "abi.h"
+#include "attention_int8.h"
 #include "simd.h"
 
 namespace ipx {
@@ -35,12 +37,19 @@ constexpr float NONE = -__builtin_inff();
 
 // ---- C[MR rows][NR vectors] (+)= A[MR][depth] * B[depth][NR], 32-bit lanes ----
 
-template <bool PAIRS>
+// What a lane of A and B holds. Of bytes, B's are without sign with keys, A's with values; C is
+// of int32 then.
+enum Lanes { FLOATS, PAIRS, KEY_BYTES, VALUE_BYTES };
+
+template <Lanes KIND>
 IPX_INLINE Vec multiply_add(Vec c, Raw a, Raw b) {
-  return PAIRS ? dot_pairs(c, a, b) : fma(as_vec(a), as_vec(b), c);
+  if (KIND == PAIRS) return dot_pairs(c, a, b);
+  if (KIND == KEY_BYTES) return as_vec(dot_bytes(as_raw(c), b, a));
+  if (KIND == VALUE_BYTES) return as_vec(dot_bytes(as_raw(c), a, b));
+  return fma(as_vec(a), as_vec(b), c);
 }
 
-template <bool PAIRS, int MR, int NR>
+template <Lanes KIND, int MR, int NR>
 static void tile(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t ldb, int64_t depth,
                  float* c, int64_t ldc, bool accumulate) {
   Vec acc[MR][NR];
@@ -55,7 +64,7 @@ static void tile(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t ldb,
     IPX_UNROLL for (int m = 0; m < MR; m++) {
       Raw x = raw_set1(a[m * lda + i]);
       IPX_UNROLL for (int n = 0; n < NR; n++) {
-        acc[m][n] = multiply_add<PAIRS>(acc[m][n], x, lanes[n]);
+        acc[m][n] = multiply_add<KIND>(acc[m][n], x, lanes[n]);
       }
     }
   }
@@ -67,38 +76,38 @@ static void tile(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t ldb,
 constexpr int TILE_ROWS = W == 16 ? 6 : 4;
 constexpr int TILE_VECS = W == 16 ? 4 : 2;
 
-template <bool PAIRS, int NR>
+template <Lanes KIND, int NR>
 static void tile_rows(int64_t rows, const uint32_t* a, int64_t lda, const uint32_t* b, int64_t ldb,
                       int64_t depth, float* c, int64_t ldc, bool accumulate) {
   for (int64_t r = 0; r < rows; r += TILE_ROWS) {
     const uint32_t* x = a + r * lda;
     float* y = c + r * ldc;
     switch (min64(rows - r, TILE_ROWS)) {
-      case 1: tile<PAIRS, 1, NR>(x, lda, b, ldb, depth, y, ldc, accumulate); break;
-      case 2: tile<PAIRS, 2, NR>(x, lda, b, ldb, depth, y, ldc, accumulate); break;
-      case 3: tile<PAIRS, 3, NR>(x, lda, b, ldb, depth, y, ldc, accumulate); break;
+      case 1: tile<KIND, 1, NR>(x, lda, b, ldb, depth, y, ldc, accumulate); break;
+      case 2: tile<KIND, 2, NR>(x, lda, b, ldb, depth, y, ldc, accumulate); break;
+      case 3: tile<KIND, 3, NR>(x, lda, b, ldb, depth, y, ldc, accumulate); break;
 #if defined(__AVX512F__)
-      case 4: tile<PAIRS, 4, NR>(x, lda, b, ldb, depth, y, ldc, accumulate); break;
-      case 5: tile<PAIRS, 5, NR>(x, lda, b, ldb, depth, y, ldc, accumulate); break;
+      case 4: tile<KIND, 4, NR>(x, lda, b, ldb, depth, y, ldc, accumulate); break;
+      case 5: tile<KIND, 5, NR>(x, lda, b, ldb, depth, y, ldc, accumulate); break;
 #endif
-      default: tile<PAIRS, TILE_ROWS, NR>(x, lda, b, ldb, depth, y, ldc, accumulate);
+      default: tile<KIND, TILE_ROWS, NR>(x, lda, b, ldb, depth, y, ldc, accumulate);
     }
   }
 }
 
-template <bool PAIRS>
+template <Lanes KIND>
 static void product(int64_t rows, int64_t vecs, const uint32_t* a, int64_t lda, const uint32_t* b,
                     int64_t ldb, int64_t depth, float* c, int64_t ldc, bool accumulate) {
   for (int64_t n = 0; n < vecs; n += TILE_VECS) {
     const uint32_t* lanes = b + n * W;
     float* y = c + n * W;
     switch (min64(vecs - n, TILE_VECS)) {
-      case 1: tile_rows<PAIRS, 1>(rows, a, lda, lanes, ldb, depth, y, ldc, accumulate); break;
+      case 1: tile_rows<KIND, 1>(rows, a, lda, lanes, ldb, depth, y, ldc, accumulate); break;
 #if defined(__AVX512F__)
-      case 2: tile_rows<PAIRS, 2>(rows, a, lda, lanes, ldb, depth, y, ldc, accumulate); break;
-      case 3: tile_rows<PAIRS, 3>(rows, a, lda, lanes, ldb, depth, y, ldc, accumulate); break;
+      case 2: tile_rows<KIND, 2>(rows, a, lda, lanes, ldb, depth, y, ldc, accumulate); break;
+      case 3: tile_rows<KIND, 3>(rows, a, lda, lanes, ldb, depth, y, ldc, accumulate); break;
 #endif
-      default: tile_rows<PAIRS, TILE_VECS>(rows, a, lda, lanes, ldb, depth, y, ldc, accumulate);
+      default: tile_rows<KIND, TILE_VECS>(rows, a, lda, lanes, ldb, depth, y, ldc, accumulate);
     }
   }
 }
@@ -106,14 +115,19 @@ static void product(int64_t rows, int64_t vecs, const uint32_t* a, int64_t lda, 
 // ---- packing of SUB tokens ----
 
 // W 32-bit lanes of a row from lane c on; `lanes` is how many the row has
-template <bool PAIRS>
+template <Lanes KIND>
 IPX_INLINE Raw row_lanes(const bf16* row, int64_t c, int64_t lanes) {
-  if (PAIRS) return raw_load_n(row + 2 * c, lanes - c);
+  if (KIND == PAIRS) return raw_load_n(row + 2 * c, lanes - c);
   return as_raw(load_n(row + c, lanes - c));
 }
-template <bool PAIRS>
+template <Lanes KIND>
 IPX_INLINE Raw row_lanes(const float* row, int64_t c, int64_t lanes) {
   return as_raw(load_n(row + c, lanes - c));
+}
+template <Lanes KIND>
+IPX_INLINE Raw row_lanes(const int8_t* row, int64_t c, int64_t lanes) {
+  if (KIND == FLOATS) return as_raw(load_n(row + c, lanes - c));
+  return raw_xor(raw_load_n(row + 4 * c, lanes - c), raw_set1(0x80808080));  // + 128
 }
 
 // Rows to be read next, fetched into the cache a few at a time while others are packed: all at
@@ -133,7 +147,7 @@ struct Ahead {
 };
 
 // out[lane][SUB] = keys of tokens [0, count), those outside [first, last) zero
-template <typename T, bool PAIRS>
+template <typename T, Lanes KIND>
 static void pack_keys(const T* keys, const int64_t* offset, int64_t first, int64_t last,
                       int64_t count, int64_t lanes, const Ahead<T>& ahead, uint32_t* out) {
   for (int64_t t = 0; t < count; t += W) {
@@ -142,7 +156,7 @@ static void pack_keys(const T* keys, const int64_t* offset, int64_t first, int64
       Raw r[W];
       IPX_UNROLL for (int i = 0; i < W; i++) {
         bool live = t + i >= first && t + i < last;
-        r[i] = live ? row_lanes<PAIRS>(keys + offset[t + i], c, lanes) : raw_zero();
+        r[i] = live ? row_lanes<KIND>(keys + offset[t + i], c, lanes) : raw_zero();
       }
       transpose(r);
       int64_t n = min64(lanes - c, W);
@@ -218,7 +232,7 @@ IPX_INLINE int64_t partial_floats(int64_t rows, int64_t width) { return rows * (
 IPX_INLINE void merge_row(float& m, float& l, float* acc, float block_m, float block_l,
                           const float* block_acc, int64_t width) {
   float top = m > block_m ? m : block_m;
-  if (top == NONE) return;
+  if (top == NONE && l == 0.0f && block_l == 0.0f) return;  // nothing yet, not even a NaN
   float old_scale = exp2_scalar(m - top), new_scale = exp2_scalar(block_m - top);
   m = top;
   l = __builtin_fmaf(l, old_scale, block_l * new_scale);
@@ -241,7 +255,7 @@ IPX_INLINE void write_row(const AttentionArgs& p, int64_t token, int64_t head, f
 
 // Scratch of one thread, carved out of one allocation
 struct Workspace {
-  uint32_t* q;        // [ROWS][lanes]
+  uint32_t* q;        // [ROWS][lanes], bytes [2][rows][lanes]: high, then low
   uint32_t* keys;     // [lanes][SUB]
   uint32_t* values;   // [SUB][width]
   float* scores;      // [ROWS][BLOCK]; then, in place, the probabilities
@@ -249,15 +263,22 @@ struct Workspace {
   float* acc;         // [ROWS][width]
   int64_t* offset;    // [2][BLOCK]
   float *m, *l, *block_m, *block_l;
+  // int8 pages only
+  float *key_scale, *value_scale;  // [BLOCK]
+  float *q_step, *p_step;          // [ROWS]
+  int32_t* q_start;                // [ROWS]
+  uint8_t* weights;                // [2][rows][BLOCK]
+  int32_t* sums;                   // [2][rows][SUB or width]
 
   static int64_t bytes(int64_t lanes, int64_t width) {
-    return 4 * (ROWS * lanes + lanes * SUB + SUB * width + ROWS * BLOCK + 2 * ROWS * width +
-                4 * ROWS) + 16 * BLOCK;
+    return 4 * (2 * ROWS * lanes + lanes * SUB + SUB * width + ROWS * BLOCK + 2 * ROWS * width +
+                4 * ROWS) + 16 * BLOCK +
+           4 * (2 * BLOCK + 3 * ROWS + 2 * ROWS * max64(SUB, width)) + 2 * ROWS * BLOCK;
   }
   Workspace(char* at, int64_t lanes, int64_t width) {
     auto take = [&at](int64_t n) { char* p = at; at += n; return p; };
     offset = reinterpret_cast<int64_t*>(take(16 * BLOCK));
-    q = reinterpret_cast<uint32_t*>(take(4 * ROWS * lanes));
+    q = reinterpret_cast<uint32_t*>(take(8 * ROWS * lanes));
     keys = reinterpret_cast<uint32_t*>(take(4 * lanes * SUB));
     values = reinterpret_cast<uint32_t*>(take(4 * SUB * width));
     scores = reinterpret_cast<float*>(take(4 * ROWS * BLOCK));
@@ -267,19 +288,37 @@ struct Workspace {
     l = reinterpret_cast<float*>(take(4 * ROWS));
     block_m = reinterpret_cast<float*>(take(4 * ROWS));
     block_l = reinterpret_cast<float*>(take(4 * ROWS));
+    key_scale = reinterpret_cast<float*>(take(4 * BLOCK));
+    value_scale = reinterpret_cast<float*>(take(4 * BLOCK));
+    q_step = reinterpret_cast<float*>(take(4 * ROWS));
+    p_step = reinterpret_cast<float*>(take(4 * ROWS));
+    q_start = reinterpret_cast<int32_t*>(take(4 * ROWS));
+    weights = reinterpret_cast<uint8_t*>(take(2 * ROWS * BLOCK));
+    sums = reinterpret_cast<int32_t*>(take(8 * ROWS * max64(SUB, width)));
   }
 };
 
-template <typename T, bool PAIRS>
+// How keys of type C are multiplied by queries
+template <typename C>
+constexpr Lanes key_lanes() {
+  return sizeof(C) == 1 ? (DOT_BYTES ? KEY_BYTES : FLOATS)
+                        : (sizeof(C) == 2 && DOT_PAIRS ? PAIRS : FLOATS);
+}
+
+template <typename T, typename C>
 struct Worker {
+  static constexpr bool INT8 = sizeof(C) == 1;
+  static constexpr Lanes KIND = key_lanes<C>();
   const AttentionArgs& p;
   const Shared& shared;
   Workspace w;
-  int64_t group, lanes, width;
+  int64_t group;
+  int64_t depth, lanes;  // lanes of a key, and from row to row of the queries
+  int64_t width;
 
-  Worker(const Shared& s, char* memory, int64_t lanes_, int64_t width_)
+  Worker(const Shared& s, char* memory, int64_t depth_, int64_t lanes_, int64_t width_)
       : p(*s.args), shared(s), w(memory, lanes_, width_), group(p.q_heads / p.kv_heads),
-        lanes(lanes_), width(width_) {}
+        depth(depth_), lanes(lanes_), width(width_) {}
 
   int64_t first_position(const Item& item) const {
     int64_t q_len = p.q_start[item.sequence + 1] - p.q_start[item.sequence];
@@ -288,11 +327,15 @@ struct Worker {
 
   void load_queries(const Item& item) {
     const T* q = static_cast<const T*>(p.q);
+    int8_t* bytes = reinterpret_cast<int8_t*>(w.q);
     for (int64_t r = 0; r < item.rows; r++) {
       int64_t row = item.row + r;
       const T* from = q + (p.q_start[item.sequence] + row / group) * p.q_stride +
                       (item.head * group + row % group) * p.head_dim;
-      if (PAIRS || sizeof(T) == 4) {
+      if constexpr (KIND == KEY_BYTES) {
+        w.q_step[r] = quantize_query(from, p.head_dim, bytes + r * lanes * 4,
+                                     bytes + (item.rows + r) * lanes * 4, w.q_start + r);
+      } else if (KIND == PAIRS || sizeof(T) == 4) {
         memcpy(w.q + r * lanes, from, lanes * 4);
       } else {
         for (int64_t c = 0; c < lanes; c += W) {
@@ -320,7 +363,7 @@ struct Worker {
 
   // scores -> probabilities of one row in place; visible tokens are [low, high) of the block,
   // computed ones [first, last), a multiple of SUB each way except at the end of the block
-  void soften(int64_t r, int64_t low, int64_t high, int64_t first, int64_t last) {
+  void soften(int64_t r, int64_t rows, int64_t low, int64_t high, int64_t first, int64_t last) {
     float* s = w.scores + r * BLOCK;
     const Vec none = set1(NONE);
     Vec scale = set1(static_cast<float>(p.scale * LOG2E)), top = none;
@@ -328,6 +371,7 @@ struct Worker {
     Vec cap = set1(static_cast<float>(p.softcap * LOG2E));
     for (int64_t t = first; t < last; t += W) {
       Vec x = load(s + t);
+      if (INT8) x = mul(x, load(w.key_scale + t));
       x = p.softcap ? mul(cap, tanh_vec(mul(x, to_cap))) : mul(x, scale);
       if (t < low || t + W > high) x = keep_range(x, low - t, high - t, none);
       top = maximum(x, top);
@@ -336,51 +380,92 @@ struct Worker {
     float m = largest(top);
     Vec shift = set1(m == NONE ? 0.0f : m), total = zero();
     bf16* pairs = reinterpret_cast<bf16*>(s);
+    Vec weights = zero(), heaviest = zero();
     for (int64_t t = first; t < last; t += W) {
       Vec e = exp2_vec(sub(load(s + t), shift));
       total = add(total, e);
-      if (PAIRS) store(pairs + t, e); else store(s + t, e);
+      if (INT8) {
+        e = mul(e, load(w.value_scale + t));
+        weights = add(weights, e);
+        heaviest = maximum(e, heaviest);
+      }
+      if (KIND == PAIRS) store(pairs + t, e); else store(s + t, e);
     }
     w.block_m[r] = m;
     w.block_l[r] = sum(total);
+    if constexpr (KIND == KEY_BYTES) {
+      float step = quantize_weights(s, first, last, heaviest, w.weights + r * BLOCK,
+                                    w.weights + (rows + r) * BLOCK);
+      float all = sum(weights);
+      w.p_step[r] = all - all == 0.0f ? step : __builtin_nanf("");
+    }
+  }
+
+  // Products with SUB tokens at a time: scores from keys, and what values add to block_acc
+  void score(const Item& item, int64_t s, int64_t n) {
+    if constexpr (KIND == KEY_BYTES) {
+      product<KEY_BYTES>(2 * item.rows, ceil_div(n, W), w.q, lanes, w.keys, SUB, depth,
+                         reinterpret_cast<float*>(w.sums), SUB, false);
+      for (int64_t r = 0; r < item.rows; r++) {
+        join_bytes(w.sums + r * SUB, w.sums + (item.rows + r) * SUB, w.q_start[r], w.q_step[r],
+                   round_up(n, W), w.scores + r * BLOCK + s);
+      }
+    } else {
+      product<KIND>(item.rows, ceil_div(n, W), w.q, lanes, w.keys, SUB, depth, w.scores + s, BLOCK,
+                    false);
+    }
   }
 
   // This item sees tokens [low, high) of the block; `after` are keys to fetch at its end.
   void run_block(const Item& item, int64_t block, int64_t low, int64_t high,
-                 const int64_t* offset, const Ahead<T>& after) {
-    const T* keys = static_cast<const T*>(p.k);
-    const T* values = static_cast<const T*>(p.v);
+                 const int64_t* offset, const Ahead<C>& after) {
+    const C* keys = static_cast<const C*>(p.k);
+    const C* values = static_cast<const C*>(p.v);
     int64_t first = low / SUB * SUB, row_bytes = after.row_bytes;
     for (int64_t s = first; s < high; s += SUB) {
       int64_t n = min64(high - s, SUB);
       bool more = s + SUB < high;  // then come the next keys, else the first values
-      Ahead<T> ahead{more ? keys : values, more ? offset + s + SUB : offset + low,
+      Ahead<C> ahead{more ? keys : values, more ? offset + s + SUB : offset + low,
                      more ? high - s - SUB : min64(high - low, SUB), row_bytes};
-      pack_keys<T, PAIRS>(keys, offset + s, low - s, high - s, n, lanes, ahead, w.keys);
-      product<PAIRS>(item.rows, ceil_div(n, W), w.q, lanes, w.keys, SUB, lanes, w.scores + s,
-                     BLOCK, false);
+      pack_keys<C, KIND>(keys, offset + s, low - s, high - s, n, depth, ahead, w.keys);
+      if constexpr (INT8) {
+        gather_scales(keys, offset + s, low - s, high - s, n, p.head_dim, w.key_scale + s);
+        gather_scales(values, offset + s, low - s, high - s, n, p.head_dim, w.value_scale + s);
+      }
+      score(item, s, n);
     }
     int64_t last = round_up(high, W), start = first_position(item);
     for (int64_t r = 0; r < item.rows; r++) {
       int64_t position = start + (item.row + r) / group - block * BLOCK;
       int64_t lowest = p.window ? position - p.window + 1 : 0;
-      soften(r, max64(lowest, low), min64(position + 1, high), first, last);
+      soften(r, item.rows, max64(lowest, low), min64(position + 1, high), first, last);
     }
     for (int64_t s = first; s < high; s += SUB) {
       int64_t n = min64(high - s, SUB);
-      Ahead<T> more{values, offset + s + SUB, high - s - SUB, row_bytes};
-      const Ahead<T>& ahead = s + SUB < high ? more : after;
+      Ahead<C> more{values, offset + s + SUB, high - s - SUB, row_bytes};
+      const Ahead<C>& ahead = s + SUB < high ? more : after;
       const uint32_t* weights = reinterpret_cast<const uint32_t*>(w.scores);
-      if constexpr (PAIRS) {
+      if constexpr (KIND == KEY_BYTES) {
+        pack_value_bytes(values, offset + s, low - s, high - s, n, p.head_dim, width, ahead,
+                         w.values);
+        product<VALUE_BYTES>(2 * item.rows, width / W,
+                             reinterpret_cast<const uint32_t*>(w.weights + s), BLOCK / 4, w.values,
+                             width, ceil_div(n, 4), reinterpret_cast<float*>(w.sums), width,
+                             s != first);
+      } else if constexpr (KIND == PAIRS) {
         pack_value_pairs(values, offset + s, low - s, high - s, n, p.head_dim, width, ahead,
                          w.values);
         product<PAIRS>(item.rows, width / W, weights + s / 2, BLOCK, w.values, width,
                        ceil_div(n, 2), w.block_acc, width, s != first);
       } else {
         pack_values(values, offset + s, low - s, high - s, n, p.head_dim, width, ahead, w.values);
-        product<PAIRS>(item.rows, width / W, weights + s, BLOCK, w.values, width, n, w.block_acc,
-                       width, s != first);
+        product<FLOATS>(item.rows, width / W, weights + s, BLOCK, w.values, width, n, w.block_acc,
+                        width, s != first);
       }
+    }
+    for (int64_t r = 0; KIND == KEY_BYTES && r < item.rows; r++) {
+      join_bytes(w.sums + r * width, w.sums + (item.rows + r) * width, 0, w.p_step[r], width,
+                 w.block_acc + r * width);
     }
   }
 
@@ -409,7 +494,8 @@ struct Worker {
         find_tokens(item, block, low, high, offset);
       }
       // what comes next: another block, or another item, most likely on this thread
-      Ahead<T> after{static_cast<const T*>(p.k), next, 0, p.head_dim * (int64_t)sizeof(T)};
+      Ahead<C> after{static_cast<const C*>(p.k), next, 0,
+                     p.head_dim * (int64_t)sizeof(C) + (INT8 ? 4 : 0)};
       int64_t next_low = 0, next_high = 0;
       if (block + 1 < item.blocks) {
         visible(item, block + 1, next_low, next_high);
@@ -450,17 +536,20 @@ struct Worker {
   }
 };
 
-template <typename T, bool PAIRS>
+template <typename T, typename C>
 static void attention_body(void* context, int64_t index) {
   auto& shared = *static_cast<Shared*>(context);
   const AttentionArgs& p = *shared.args;
-  int64_t lanes = PAIRS ? p.head_dim / 2 : p.head_dim, width = round_up(p.head_dim, W);
+  constexpr Lanes KIND = Worker<T, C>::KIND;
+  int64_t depth = p.head_dim / (KIND == KEY_BYTES ? 4 : KIND == PAIRS ? 2 : 1);
+  int64_t lanes = KIND == KEY_BYTES ? round_up(depth, W / 4) : depth;
+  int64_t width = round_up(p.head_dim, W);
   char* memory = static_cast<char*>(scratch(0, Workspace::bytes(lanes, width)));
   if (!memory) {
     __atomic_store_n(&shared.failed, 1, __ATOMIC_RELAXED);
     return;
   }
-  Worker<T, PAIRS>(shared, memory, lanes, width).run(
+  Worker<T, C>(shared, memory, depth, lanes, width).run(
       shared.items[index], index + 1 < shared.count ? &shared.items[index + 1] : nullptr);
 }
 
@@ -520,7 +609,7 @@ static void merge_items(const Shared& shared, int64_t width, float* acc) {
   }
 }
 
-template <typename T, bool PAIRS>
+template <typename T, typename C>
 static int run_attention(const AttentionArgs& p) {
   int64_t width = round_up(p.head_dim, W), floats = 0;
   int64_t row_bytes = p.q_heads * p.head_dim * static_cast<int64_t>(sizeof(T));
@@ -543,7 +632,7 @@ static int run_attention(const AttentionArgs& p) {
   float* merged = reinterpret_cast<float*>(memory + item_bytes);
   list_items(p, split, items, &floats);
   Shared shared{&p, items, count, merged + width, 0};
-  run_parallel(attention_body<T, PAIRS>, &shared, count);
+  run_parallel(attention_body<T, C>, &shared, count);
   if (shared.failed) return 12;
   if (floats) merge_items<T>(shared, width, merged);
   return 0;
@@ -551,7 +640,8 @@ static int run_attention(const AttentionArgs& p) {
 
 static int attention(const void* args) {
   const auto& p = *static_cast<const AttentionArgs*>(args);
-  return p.f32 ? run_attention<float, false>(p) : run_attention<bf16, DOT_PAIRS>(p);
+  if (p.kv_int8) return p.f32 ? run_attention<float, int8_t>(p) : run_attention<bf16, int8_t>(p);
+  return p.f32 ? run_attention<float, float>(p) : run_attention<bf16, bf16>(p);
 }
 
 }  // namespace IPX_ISA

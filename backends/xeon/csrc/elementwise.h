@@ -139,16 +139,43 @@ IPX_INLINE int64_t slot_offset(int64_t slot, int64_t page_size, int64_t page_str
   return slot / page_size * page_stride + slot % page_size * token_stride;
 }
 
+// One token's keys or values of one head. In int8: code = round(x * 127 / m), and m / 127 behind
+// them, for the largest magnitude m; NaN if that is not finite.
 template <typename T>
+IPX_INLINE void store_kv(const T* x, int64_t n, T* to) {
+  memcpy(to, x, n * sizeof(T));
+}
+template <typename T>
+IPX_INLINE void store_kv(const T* x, int64_t n, int8_t* to) {
+  int8_t codes[512 + W];
+  float peak = largest_of(x, n), scale = peak / 127.0f, inverse = 127.0f / peak;
+  if (!(peak < __builtin_inff())) {
+    scale = __builtin_nanf("");
+    inverse = 0.0f;
+  } else if (peak < 0x1p-100f) {
+    scale = inverse = 0.0f;
+  }
+  if (inverse == 0.0f) {
+    memset(codes, 0, n);
+  } else {
+    for (int64_t c = 0; c < n; c += W) {
+      store_bytes(codes + c, to_int(mul(load_n(x + c, n - c), set1(inverse))));
+    }
+  }
+  memcpy(to, codes, n);
+  memcpy(to + n, &scale, 4);
+}
+
+template <typename T, typename C>
 static void kv_write_rows(const KvWriteArgs& p, int64_t first, int64_t last) {
-  size_t bytes = p.head_dim * sizeof(T);
   for (int64_t t = first; t < last; t++) {
     int64_t at = slot_offset(p.slot[t], p.page_size, p.page_stride, p.token_stride);
     const T* k = static_cast<const T*>(p.k) + t * p.k_stride;
     const T* v = static_cast<const T*>(p.v) + t * p.v_stride;
     for (int64_t h = 0; h < p.kv_heads; h++) {
-      memcpy(static_cast<T*>(p.k_cache) + at + h * p.head_stride, k + h * p.head_dim, bytes);
-      memcpy(static_cast<T*>(p.v_cache) + at + h * p.head_stride, v + h * p.head_dim, bytes);
+      int64_t to = at + h * p.head_stride;
+      store_kv(k + h * p.head_dim, p.head_dim, static_cast<C*>(p.k_cache) + to);
+      store_kv(v + h * p.head_dim, p.head_dim, static_cast<C*>(p.v_cache) + to);
     }
   }
 }
@@ -156,8 +183,10 @@ static void kv_write_rows(const KvWriteArgs& p, int64_t first, int64_t last) {
 static int kv_write(const void* args) {
   const auto& p = *static_cast<const KvWriteArgs*>(args);
   // padding tokens may share slots of page 0: nobody reads what they leave there
-  return for_rows(p, p.tokens, 2 * p.kv_heads * p.head_dim,
-                  p.f32 ? kv_write_rows<float> : kv_write_rows<bf16>);
+  auto rows = p.kv_int8
+      ? (p.f32 ? kv_write_rows<float, int8_t> : kv_write_rows<bf16, int8_t>)
+      : (p.f32 ? kv_write_rows<float, float> : kv_write_rows<bf16, bf16>);
+  return for_rows(p, p.tokens, 2 * p.kv_heads * p.head_dim, rows);
 }
 
 // ---- token embedding ----
@@ -209,7 +238,7 @@ IPX_INLINE void rotate(const T* x, T* y, const float* cos, const float* sin, int
   if (rotary < head_dim && y != x) memcpy(y + rotary, x + rotary, (head_dim - rotary) * sizeof(T));
 }
 
-template <typename T>
+template <typename T, typename C>
 static void rope_rows(const RopeArgs& p, int64_t first, int64_t last) {
   alignas(64) T normed[512], turned[512];
   float eps = static_cast<float>(p.eps), offset = static_cast<float>(p.weight_offset);
@@ -241,8 +270,8 @@ static void rope_rows(const RopeArgs& p, int64_t first, int64_t last) {
       head(k + h * n, p.k_norm, turned);
       if (p.k_out) memcpy(static_cast<T*>(p.k_out) + t * p.k_out_stride + h * n, turned, bytes);
       if (p.k_cache) {
-        memcpy(static_cast<T*>(p.k_cache) + at, turned, bytes);
-        memcpy(static_cast<T*>(p.v_cache) + at, v + h * n, bytes);
+        store_kv<T>(turned, n, static_cast<C*>(p.k_cache) + at);
+        store_kv<T>(v + h * n, n, static_cast<C*>(p.v_cache) + at);
       }
     }
   }
@@ -250,8 +279,9 @@ static void rope_rows(const RopeArgs& p, int64_t first, int64_t last) {
 
 static int rope(const void* args) {
   const auto& p = *static_cast<const RopeArgs*>(args);
-  return for_rows(p, p.tokens, 4 * (p.q_heads + p.kv_heads) * p.head_dim,
-                  p.f32 ? rope_rows<float> : rope_rows<bf16>);
+  auto rows = p.kv_int8 ? (p.f32 ? rope_rows<float, int8_t> : rope_rows<bf16, int8_t>)
+                        : (p.f32 ? rope_rows<float, float> : rope_rows<bf16, bf16>);
+  return for_rows(p, p.tokens, 4 * (p.q_heads + p.kv_heads) * p.head_dim, rows);
 }
 
 }  // namespace IPX_ISA

@@ -11,6 +11,7 @@
 // share a tile, so the bits of a row never depend on the batch. Work is divided by columns.
 #pragma once
 #include "abi.h"
+#include "elementwise.h"
 #include "simd.h"
 #include "tiles.h"
 
@@ -132,6 +133,7 @@ struct LinearJob {
   const uint32_t* x;          // rows as the kernel reads them
   int64_t ldx, depth;         // in 32-bit lanes
   int64_t blocks_per_item;
+  int failed;                 // a thread had no memory
 };
 
 // bias, softcap and rounding of a tile of results; Args: LinearArgs or QuantLinearArgs
@@ -153,9 +155,49 @@ IPX_INLINE void finish_rows(const Args& p, const float* tile, int64_t row, int64
   }
 }
 
+// act(gate) * up, each rounded as the kernels of its parts round it
 template <typename T, typename Args>
-IPX_INLINE void finish_tile(const Args& p, const float* tile, int64_t row, int64_t rows,
-                            int64_t column) {
+static void finish_gated(const Args& p, const float* gate, const float* up, int64_t row,
+                         int64_t rows, int64_t column) {
+  int64_t width = min64(LINEAR_BLOCK, p.outputs - column);
+  for (int64_t r = 0; r < rows; r++) {
+    T* out = static_cast<T*>(p.out) + (row + r) * p.outputs + column;
+    for (int64_t c = 0; c < width; c += W) {
+      Vec x = rounded<T>(load(gate + r * LINEAR_BLOCK + c));
+      Vec a = rounded<T>(p.glu == GLU_GELU ? gelu_tanh(x) : silu(x));
+      store_n(out + c, mul(a, rounded<T>(load(up + r * LINEAR_BLOCK + c))), width - c);
+    }
+  }
+}
+
+template <typename Args>
+IPX_INLINE int64_t packed_blocks(const Args& p) {
+  return ceil_div(p.outputs, LINEAR_BLOCK) * (p.glu ? 2 : 1);
+}
+
+// What an item needs to keep the gates of its running block, all rows; false without memory
+template <typename Args>
+IPX_INLINE bool gate_buffer(const Args& p, float*& gates) {
+  gates = nullptr;
+  if (!p.glu) return true;
+  gates = static_cast<float*>(scratch(4, p.rows * LINEAR_BLOCK * 4));
+  return gates;
+}
+
+// A tile of results of packed block b
+template <typename T, typename Args>
+IPX_INLINE void finish_tile(const Args& p, const float* tile, int64_t row, int64_t rows, int64_t b,
+                            float* gates) {
+  int64_t column = b * LINEAR_BLOCK;
+  if (p.glu) {
+    gates += row * LINEAR_BLOCK;
+    if (b % 2 == 0) {
+      memcpy(gates, tile, rows * LINEAR_BLOCK * 4);
+    } else {
+      finish_gated<T>(p, gates, tile, row, rows, b / 2 * LINEAR_BLOCK);
+    }
+    return;
+  }
   if (p.out_f32 || sizeof(T) == 4) {
     finish_rows<T, float>(p, tile, row, rows, column);
   } else {
@@ -166,7 +208,9 @@ IPX_INLINE void finish_tile(const Args& p, const float* tile, int64_t row, int64
 // Makes the lines of a tile's results this core's before they are written: another core read what
 // was in them before.
 template <typename T, typename Args>
-IPX_INLINE void fetch_outputs(const Args& p, int64_t row, int64_t rows, int64_t column) {
+IPX_INLINE void fetch_outputs(const Args& p, int64_t row, int64_t rows, int64_t b) {
+  if (p.glu && b % 2 == 0) return;  // gates, which stay here
+  int64_t column = (p.glu ? b / 2 : b) * LINEAR_BLOCK;
   int64_t size = p.out_f32 ? 4 : sizeof(T), bytes = size * min64(LINEAR_BLOCK, p.outputs - column);
   for (int64_t r = row; r < row + rows; r++) {
     const char* out = static_cast<const char*>(p.out) + (r * p.outputs + column) * size;
@@ -176,22 +220,27 @@ IPX_INLINE void fetch_outputs(const Args& p, int64_t row, int64_t rows, int64_t 
 
 template <typename T, Dot MODE>
 static void linear_body(void* context, int64_t item) {
-  const auto& job = *static_cast<LinearJob*>(context);
+  auto& job = *static_cast<LinearJob*>(context);
   const LinearArgs& p = *job.args;
   constexpr int64_t ROWS = Products<MODE>::ROWS;
   Products<MODE> multiply(p.rows, job.depth);
   alignas(64) float tile[ROWS * LINEAR_BLOCK];
-  int64_t blocks = ceil_div(p.outputs, LINEAR_BLOCK);
+  float* gates;
+  if (!gate_buffer(p, gates)) {
+    __atomic_store_n(&job.failed, 1, __ATOMIC_RELAXED);
+    return;
+  }
+  int64_t blocks = packed_blocks(p);
   const uint32_t* packed = static_cast<const uint32_t*>(p.packed);
   int64_t last = min64((item + 1) * job.blocks_per_item, blocks);
   int64_t passes = ceil_div(p.rows, ROWS);
   for (int64_t b = item * job.blocks_per_item; b < last; b++) {
     for (int64_t row = 0; row < p.rows; row += ROWS) {
       int64_t first = multiply.first(row), rows = min64(ROWS, p.rows - first);
-      fetch_outputs<T>(p, first, rows, b * LINEAR_BLOCK);
+      fetch_outputs<T>(p, first, rows, b);
       multiply(rows, job.x + first * job.ldx, job.ldx, packed + b * job.depth * LINEAR_BLOCK,
                job.depth, tile, Fetch::of(row / ROWS, passes, job.depth * LINEAR_BLOCK * 4));
-      finish_tile<T>(p, tile, first, rows, b * LINEAR_BLOCK);
+      finish_tile<T>(p, tile, first, rows, b, gates);
     }
   }
 }
@@ -199,7 +248,7 @@ static void linear_body(void* context, int64_t item) {
 template <typename T, Dot MODE>
 static int run_linear(const LinearArgs& p) {
   constexpr bool FLOATS = MODE == Dot::Floats;
-  LinearJob job{&p, static_cast<const uint32_t*>(p.x), 0, 0, 1};
+  LinearJob job{&p, static_cast<const uint32_t*>(p.x), 0, 0, 1, 0};
   job.depth = FLOATS ? p.inputs : ceil_div(p.inputs, 2);
   bool direct = FLOATS || (MODE == Dot::Pairs && p.inputs % 2 == 0 && p.x_stride % 2 == 0);
   if (direct) {
@@ -223,10 +272,11 @@ static int run_linear(const LinearArgs& p) {
     job.x = rows;
   }
   // an item is at least 32 KiB of weights, and there are enough of them to balance
-  int64_t blocks = ceil_div(p.outputs, LINEAR_BLOCK), block_bytes = job.depth * LINEAR_BLOCK * 4;
+  int64_t blocks = packed_blocks(p), block_bytes = job.depth * LINEAR_BLOCK * 4;
   job.blocks_per_item = max64(ceil_div(32768, block_bytes), ceil_div(blocks, 4096));
+  if (p.glu) job.blocks_per_item = round_up(job.blocks_per_item, 2);
   run_parallel(linear_body<T, MODE>, &job, ceil_div(blocks, job.blocks_per_item));
-  return 0;
+  return job.failed ? 12 : 0;  // ENOMEM
 }
 
 static int linear(const void* args) {

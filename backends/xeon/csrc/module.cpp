@@ -43,14 +43,14 @@ struct Signature {
 };
 
 const Signature SIGNATURES[] = {
-    {"attention", "qqqqqqqq" "qq" "qq" "qqq" "qqqq" "q" "dd" "q", &KernelTable::attention, true},
-    {"kv_write", "qqqqq" "qqq" "qqq" "qqqq", &KernelTable::kv_write, false},
-    {"rope", "qqqqqqqqqqqq" "qqqqqq" "qqq" "qqqqq" "q" "dd" "qq", &KernelTable::rope, false},
+    {"attention", "qqqqqqqq" "qq" "qq" "qqq" "qqqq" "q" "dd" "qq", &KernelTable::attention, true},
+    {"kv_write", "qqqqq" "qqq" "qqq" "qqqqq", &KernelTable::kv_write, false},
+    {"rope", "qqqqqqqqqqqq" "qqqqqq" "qqq" "qqqqq" "q" "dd" "qqq", &KernelTable::rope, false},
     {"norm", "qqqqq" "qqq" "dd" "qq", &KernelTable::norm, false},
     {"glu", "qq" "qqq" "qq", &KernelTable::glu, false},
-    {"linear", "qqqq" "qqqq" "q" "d" "q", &KernelTable::linear, true},
+    {"linear", "qqqq" "qqqq" "q" "d" "qq", &KernelTable::linear, true},
     {"pack", "qq" "qqqq", &KernelTable::pack, true},
-    {"quant_linear", "qqqqq" "qqqq" "qqqq" "qq" "d" "q" "d" "q", &KernelTable::quant_linear,
+    {"quant_linear", "qqqqq" "qqqq" "qqqq" "qq" "d" "q" "d" "qq", &KernelTable::quant_linear,
      true},
     {"quant_pack", "qqqq" "qqqqq", &KernelTable::quant_pack, true},
     {"embedding", "qqq" "qqq" "d" "q", &KernelTable::embedding, false},
@@ -65,14 +65,14 @@ const Signature SIGNATURES[] = {
 constexpr int KERNELS = sizeof(SIGNATURES) / sizeof(SIGNATURES[0]);
 constexpr int MOST_WORDS = 40;
 
-static_assert(sizeof(AttentionArgs) == 8 * 23, "format of attention");
-static_assert(sizeof(KvWriteArgs) == 8 * 15, "format of kv_write");
-static_assert(sizeof(RopeArgs) == 8 * 31, "format of rope");
+static_assert(sizeof(AttentionArgs) == 8 * 24, "format of attention");
+static_assert(sizeof(KvWriteArgs) == 8 * 16, "format of kv_write");
+static_assert(sizeof(RopeArgs) == 8 * 32, "format of rope");
 static_assert(sizeof(NormArgs) == 8 * 12, "format of norm");
 static_assert(sizeof(GluArgs) == 8 * 7, "format of glu");
-static_assert(sizeof(LinearArgs) == 8 * 11, "format of linear");
+static_assert(sizeof(LinearArgs) == 8 * 12, "format of linear");
 static_assert(sizeof(PackArgs) == 8 * 6, "format of pack");
-static_assert(sizeof(QuantLinearArgs) == 8 * 19, "format of quant_linear");
+static_assert(sizeof(QuantLinearArgs) == 8 * 20, "format of quant_linear");
 static_assert(sizeof(QuantPackArgs) == 8 * 9, "format of quant_pack");
 static_assert(sizeof(EmbeddingArgs) == 8 * 8, "format of embedding");
 static_assert(sizeof(DrawArgs) == 8 * 13, "format of draw");

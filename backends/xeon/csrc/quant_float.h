@@ -107,14 +107,15 @@ static void quant_float_body(void* context, int64_t item) {
   const QuantRows& in = job.rows;
   int64_t lane_inputs = FLOATS ? 1 : 2, x_lanes = MODE == Dot::Pairs ? 2 : 1;
   auto* weights = static_cast<uint32_t*>(scratch(3, l.depth / lane_inputs * LINEAR_BLOCK * 4));
-  if (!weights) {
+  float* gates;
+  if (!weights || !gate_buffer(p, gates)) {
     __atomic_store_n(&job.failed, 1, __ATOMIC_RELAXED);
     return;
   }
   constexpr int64_t ROWS = Products<MODE>::ROWS;
   Products<MODE> multiply(p.rows, l.group / lane_inputs);
   alignas(64) float dots[ROWS * LINEAR_BLOCK], tile[ROWS * LINEAR_BLOCK];
-  int64_t blocks = ceil_div(p.outputs, LINEAR_BLOCK);
+  int64_t blocks = packed_blocks(p);
   int64_t last = min64((item + 1) * job.blocks_per_item, blocks);
   for (int64_t b = item * job.blocks_per_item; b < last; b++) {
     const char* block = static_cast<const char*>(p.packed) + b * l.block;
@@ -132,7 +133,7 @@ static void quant_float_body(void* context, int64_t item) {
                  Fetch::none());
         add_group(job, in, first, rows, block, g, dots, tile);
       }
-      finish_tile<T>(p, tile, first, rows, b * LINEAR_BLOCK);
+      finish_tile<T>(p, tile, first, rows, b, gates);
     }
   }
 }

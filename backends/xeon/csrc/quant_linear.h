@@ -163,28 +163,34 @@ static void quant_body(void* context, int64_t item) {
   }
   const QuantRows& r = *rows_made;
   alignas(64) float dots[ROWS * LINEAR_BLOCK], tile[ROWS * LINEAR_BLOCK];
-  int64_t blocks = ceil_div(p.outputs, LINEAR_BLOCK);
+  float* gates;
+  if (!gate_buffer(p, gates)) {
+    __atomic_store_n(&job.failed, 1, __ATOMIC_RELAXED);
+    return;
+  }
+  int64_t blocks = packed_blocks(p);
   int64_t last = min64((item + 1) * job.blocks_per_item, blocks);
   for (int64_t b = item * job.blocks_per_item; b < last; b++) {
     const char* block = static_cast<const char*>(p.packed) + b * job.layout.block;
     for (int64_t row = 0; row < p.rows; row += ROWS) {
       int64_t rows = min64(ROWS, p.rows - row);
       Fetch fetch = Fetch::of(row / ROWS, ceil_div(p.rows, ROWS), job.layout.block);
-      fetch_outputs<T>(p, row, rows, b * LINEAR_BLOCK);
+      fetch_outputs<T>(p, row, rows, b);
       quant_tiles<BITS, GROUPED, ROWS>(job, r, row, rows, block, GROUPED ? tile : dots, fetch);
       if (!GROUPED) {
         memset(tile, 0, sizeof tile);
         add_group(job, r, row, rows, block, 0, dots, tile);
       }
-      finish_tile<T>(p, tile, row, rows, b * LINEAR_BLOCK);
+      finish_tile<T>(p, tile, row, rows, b, gates);
     }
   }
 }
 
 // An item is at least 16 KiB of weights per pass, and there are enough of them to balance.
 static int quant_items(QuantJob& job, ItemBody body) {
-  int64_t blocks = ceil_div(job.args->outputs, LINEAR_BLOCK);
+  int64_t blocks = packed_blocks(*job.args);
   job.blocks_per_item = max64(ceil_div(16384, job.layout.block), ceil_div(blocks, 4096));
+  if (job.args->glu) job.blocks_per_item = round_up(job.blocks_per_item, 2);
   run_parallel(body, &job, ceil_div(blocks, job.blocks_per_item));
   return job.failed ? 12 : 0;  // ENOMEM
 }
@@ -196,7 +202,7 @@ static int run_quant(const QuantLinearArgs& p) {
   bool integers = p.input == INPUT_INT8, grouped = job.layout.groups > 1;
   if (integers && p.rows * p.inputs < OWN_ROWS) {
     while (!job.own_rows) job.own_rows = calls.fetch_add(1, std::memory_order_relaxed);
-  } else if (!quant_rows<T>(p, job.layout, p.rows * p.inputs < OWN_ROWS, job.rows)) {
+  } else if (!quant_rows<T>(p, job.layout, false, job.rows)) {
     return 12;  // ENOMEM
   }
   if (!integers) return quant_items(job, quant_float_body<T>);

@@ -40,22 +40,6 @@ IPX_INLINE Vec scale_at(const char* scales, int64_t i, bool half) {
               : load(reinterpret_cast<const float*>(scales) + i);
 }
 
-IPX_INLINE Vec magnitude(Vec x) { return as_vec(raw_and(as_raw(x), raw_set1(0x7fffffff))); }
-
-// largest magnitude of n values, NaN if there is one
-template <typename T>
-static float largest_of(const T* x, int64_t n) {
-  Raw most = raw_zero();
-  for (int64_t c = 0; c < n; c += W) most = raw_max(most, as_raw(magnitude(load_n(x + c, n - c))));
-  alignas(64) int32_t lane[W];
-  raw_store(lane, most);
-  int32_t best = 0;
-  for (int i = 0; i < W; i++) best = lane[i] > best ? lane[i] : best;
-  float out;
-  memcpy(&out, &best, 4);
-  return out;
-}
-
 // nearest value of e4m3, ties to even, for magnitudes up to 448
 IPX_INLINE Vec to_fp8(Vec x) {
   Raw u = as_raw(x);
@@ -165,7 +149,8 @@ static bool quant_rows(const QuantLinearArgs& p, const QuantLayout& l, bool alon
   r.sum = reinterpret_cast<float*>(memory + values + table);
   r.scale = reinterpret_cast<float*>(memory + values + 2 * table);
   QuantRowsJob job{&p, &l, r, pairs};
-  run_parallel(quant_row<T>, &job, p.rows, alone);
+  int64_t work = p.rows * p.inputs * (r.scale_step ? 2 : 1);  // scales of groups cost as much again
+  run_parallel(quant_row<T>, &job, p.rows, alone || work < 8192);  // below 2 us
   return true;
 }
 

@@ -88,7 +88,12 @@ static void quant_tile_body(void* context, int64_t item) {
     }
   }
   alignas(64) float dots[Multiply::ROWS * LINEAR_BLOCK], tile[Multiply::ROWS * LINEAR_BLOCK];
-  int64_t blocks = ceil_div(p.outputs, LINEAR_BLOCK);
+  float* gates;
+  if (!gate_buffer(p, gates)) {
+    __atomic_store_n(&job.failed, 1, __ATOMIC_RELAXED);
+    return;
+  }
+  int64_t blocks = packed_blocks(p);
   int64_t last = min64((item + 1) * job.blocks_per_item, blocks);
   for (int64_t b = item * job.blocks_per_item; b < last; b++) {
     const char* block = static_cast<const char*>(p.packed) + b * l.block;
@@ -114,7 +119,7 @@ static void quant_tile_body(void* context, int64_t item) {
         }
       }
       if (l.groups > 1) scale_rows(in, first, rows, tile);
-      finish_tile<T>(p, tile, first, rows, b * LINEAR_BLOCK);
+      finish_tile<T>(p, tile, first, rows, b, gates);
     }
   }
 }

@@ -88,8 +88,28 @@ template <int N> IPX_INLINE Raw shift_signed(Raw x) { return _mm512_srai_epi32(x
 IPX_INLINE Vec to_float(Raw x) { return _mm512_cvtepi32_ps(x); }
 IPX_INLINE Raw to_int(Vec x) { return _mm512_cvtps_epi32(x); }  // nearest, ties to even
 IPX_INLINE Raw raw_max(Raw a, Raw b) { return _mm512_max_epi32(a, b); }
+IPX_INLINE int32_t raw_largest(Raw a) { return _mm512_reduce_max_epi32(a); }
+IPX_INLINE int32_t raw_sum(Raw a) { return _mm512_reduce_add_epi32(a); }
 IPX_INLINE void store_bytes(int8_t* p, Raw x) {  // W values, cut off at the ends of a byte
   _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(x));
+}
+IPX_INLINE void store_low_bytes(uint8_t* p, Raw x) {  // the low byte of each lane
+  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(x));
+}
+IPX_INLINE Vec load_n(const int8_t* p, int64_t n) {
+  return _mm512_cvtepi32_ps(
+      _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(n >= W ? 0xffff : (1u << n) - 1, p)));
+}
+// lanes (a[i], b[i], c[i], d[i]) from W bytes each
+IPX_INLINE Raw interleave(const int8_t* a, const int8_t* b, const int8_t* c, const int8_t* d) {
+  const Raw quarters = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const Raw bytes = _mm512_broadcast_i32x4(
+      _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  Raw x = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i*)a));
+  x = _mm512_inserti32x4(x, _mm_loadu_si128((const __m128i*)b), 1);
+  x = _mm512_inserti32x4(x, _mm_loadu_si128((const __m128i*)c), 2);
+  x = _mm512_inserti32x4(x, _mm_loadu_si128((const __m128i*)d), 3);
+  return _mm512_shuffle_epi8(_mm512_permutexvar_epi32(quarters, x), bytes);
 }
 IPX_INLINE Vec load_half(const uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
@@ -170,6 +190,7 @@ IPX_INLINE Vec dot_pairs(Vec c, Raw, Raw) { return c; }
 // Lanes of four bytes, w without and a with sign. c + dot of the four; exact.
 // nibbles: two lanes of values up to 15, whose products are small enough for 16 bits.
 #if defined(__AVX512VNNI__)
+constexpr bool DOT_BYTES = true;
 IPX_INLINE Raw dot_bytes(Raw c, Raw w, Raw a) {
   // asm: around the intrinsic GCC 12 copies accumulators, which halves the speed of a large tile
   asm("vpdpbusd %2, %1, %0" : "+v"(c) : "v"(w), "v"(a));
@@ -179,6 +200,7 @@ IPX_INLINE Raw dot_nibbles(Raw c, Raw w0, Raw a0, Raw w1, Raw a1) {
   return dot_bytes(dot_bytes(c, w0, a0), w1, a1);
 }
 #else  // vpmaddubsw alone would cut off 255 * 127 * 2
+constexpr bool DOT_BYTES = false;
 IPX_INLINE Raw dot_bytes(Raw c, Raw w, Raw a) {
   Raw even = _mm512_madd_epi16(_mm512_and_si512(w, _mm512_set1_epi16(255)),
                                _mm512_srai_epi16(_mm512_slli_epi16(a, 8), 8));
@@ -289,9 +311,34 @@ template <int N> IPX_INLINE Raw shift_signed(Raw x) { return _mm256_srai_epi32(x
 IPX_INLINE Vec to_float(Raw x) { return _mm256_cvtepi32_ps(x); }
 IPX_INLINE Raw to_int(Vec x) { return _mm256_cvtps_epi32(x); }
 IPX_INLINE Raw raw_max(Raw a, Raw b) { return _mm256_max_epi32(a, b); }
+IPX_INLINE int32_t raw_largest(Raw a) {
+  __m128i x = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  x = _mm_max_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
+}
+IPX_INLINE int32_t raw_sum(Raw a) {
+  __m128i x = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  x = _mm_add_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
+}
 IPX_INLINE void store_bytes(int8_t* p, Raw x) {
   __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
   _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(words, words));
+}
+IPX_INLINE void store_low_bytes(uint8_t* p, Raw x) {
+  x = _mm256_and_si256(x, _mm256_set1_epi32(255));
+  __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+  _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(words, words));
+}
+IPX_INLINE Vec load_n(const int8_t* p, int64_t n) {
+  int64_t part = 0;
+  memcpy(&part, p, n >= W ? W : n);
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(part)));
+}
+IPX_INLINE Raw interleave(const int8_t* a, const int8_t* b, const int8_t* c, const int8_t* d) {
+  auto eight = [](const int8_t* p) { return _mm_loadl_epi64((const __m128i*)p); };
+  __m128i ab = _mm_unpacklo_epi8(eight(a), eight(b)), cd = _mm_unpacklo_epi8(eight(c), eight(d));
+  return _mm256_set_m128i(_mm_unpackhi_epi16(ab, cd), _mm_unpacklo_epi16(ab, cd));
 }
 IPX_INLINE Vec load_half(const uint16_t* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
@@ -356,6 +403,7 @@ IPX_INLINE void store_n(bf16* p, Vec x, int64_t n) {
 }
 constexpr bool DOT_PAIRS = false;
 IPX_INLINE Vec dot_pairs(Vec c, Raw, Raw) { return c; }
+constexpr bool DOT_BYTES = false;
 IPX_INLINE Raw dot_bytes(Raw c, Raw w, Raw a) {
   Raw even = _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(255)),
                                _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8));
@@ -398,6 +446,19 @@ IPX_INLINE void transpose(Raw (&r)[8]) {
   IPX_UNROLL for (int i = 0; i < 8; i++) r[i] = t[i];
 }
 #endif
+
+IPX_INLINE Vec magnitude(Vec x) { return as_vec(raw_and(as_raw(x), raw_set1(0x7fffffff))); }
+
+// largest magnitude of n values, NaN if there is one
+template <typename T>
+static float largest_of(const T* x, int64_t n) {
+  Raw most = raw_zero();
+  for (int64_t c = 0; c < n; c += W) most = raw_max(most, as_raw(magnitude(load_n(x + c, n - c))));
+  int32_t best = raw_largest(most);
+  float out;
+  memcpy(&out, &best, 4);
+  return out;
+}
 
 // 2^f for f in [-0.5, 0.5], 1 exactly at 0: Taylor's polynomial of degree 6, 2 ulp
 IPX_INLINE Vec exp2_fraction(Vec f) {

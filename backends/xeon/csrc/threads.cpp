@@ -191,8 +191,8 @@ void start_workers() {
 }
 
 struct Scratch {
-  void* memory[4] = {};
-  int64_t size[4] = {};
+  void* memory[5] = {};
+  int64_t size[5] = {};
   ~Scratch() {
     for (void* p : memory) free(p);
   }

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 LINEAR_BLOCK = 48
 """columns of a block of packed weights; csrc/abi.h"""
+GLU = {"": 0, "silu": 1, "gelu_tanh": 2}
 TILES_NOTE = "AMX, compiled and tested by emulation, never run on its hardware"
 
 
@@ -61,7 +62,8 @@ def attention(
     softcap: float = 0.0,
     sinks: "Tensor | None" = None,
 ) -> "Tensor":
-    """q, out [T, Hq, D]; cache: keys and values [pages, page_size, Hkv, D] of equal strides."""
+    """q, out [T, Hq, D]; cache: keys and values [pages, page_size, Hkv, row] of equal strides, of
+    q's type or int8, whose rows are D codes and a float32 scale."""
     k, v = cache
     tokens, heads, dim = q.shape  # [T, Hq, D]
     library().attention(
@@ -86,6 +88,7 @@ def attention(
         scale,
         softcap,
         q.element_size() == 4,
+        k.element_size() == 1,
     )
     return out
 
@@ -107,6 +110,7 @@ def kv_write(k: "Tensor", v: "Tensor", cache: "tuple[Tensor, Tensor]", slot: "Te
         k.shape[2],
         keys.shape[1],
         k.element_size() == 4,
+        keys.element_size() == 1,
     )
 
 
@@ -160,6 +164,7 @@ def rope(
         weight_offset,
         cast_before_weight,
         q.element_size() == 4,
+        keys is not None and keys.element_size() == 1,
     )
 
 
@@ -214,6 +219,18 @@ def pack_linear(weight: "Tensor") -> "Tensor":
     return packed
 
 
+def in_turns(rows: "Tensor") -> "Tensor":
+    """Rows of gates, then as many of ups, as blocks of both in turns: what a gated product packs.
+    The last blocks are filled up with zeros."""
+    import torch
+    from torch.nn.functional import pad
+
+    half = rows.shape[0] // 2
+    spare = (0, 0) * (rows.ndim - 1) + (0, -half % LINEAR_BLOCK)
+    pair = [pad(part, spare).unflatten(0, (-1, LINEAR_BLOCK)) for part in rows.split(half)]
+    return torch.stack(pair, 1).flatten(0, 2)
+
+
 def linear(
     x: "Tensor",
     packed: "Tensor",
@@ -221,8 +238,10 @@ def linear(
     *,
     bias: "Tensor | None" = None,
     softcap: float = 0.0,
+    glu: str = "",
 ) -> "Tensor":
-    """x [M, K] times the packed weights, plus bias -> out [M, N] of x's type or float32."""
+    """x [M, K] times the packed weights, plus bias -> out [M, N] of x's type or float32. With `glu`
+    the weights are `in_turns`, and out is act(gate) * up."""
     rows, outputs = out.shape
     library().linear(
         x.data_ptr(),
@@ -236,6 +255,7 @@ def linear(
         out.element_size() == 4,
         softcap,
         x.element_size() == 4,
+        GLU[glu],
     )
     return out
 

@@ -14,6 +14,7 @@ from inferplane.hw.op import Bound, BuildContext, OpImpl, Packing, Reject, Suppo
 from inferplane.hw.ops.activation import GluSpec
 from inferplane.hw.ops.attention import AttentionSpec
 from inferplane.hw.ops.embedding import EmbeddingSpec
+from inferplane.hw.ops.gated import GatedLinearSpec
 from inferplane.hw.ops.kv import KVOpSpec, RopeWriteSpec
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
 from inferplane.hw.ops.norm import RMSNormSpec
@@ -51,7 +52,7 @@ def kv_problem(kv: KVSpec, *dtypes: str) -> Reject | None:
         return Reject("shape", f"head_dim {kv.head_dim} is no multiple of 8 up to {MAX_HEAD_DIM}")
     if kv.layout not in LAYOUTS:
         return Reject("layout", f"{kv.layout} not in {LAYOUTS}")
-    return dtype_problem(kv.dtype, *dtypes)
+    return dtype_problem(*(() if kv.dtype == "int8" else (kv.dtype,)), *dtypes)
 
 
 def dense_problem(spec: LinearSpec | LogitsSpec) -> Reject | None:
@@ -140,9 +141,13 @@ def attention(spec: AttentionSpec, ctx: BuildContext) -> Bound:
 
 
 def kv_write(spec: KVOpSpec, ctx: BuildContext) -> Bound:
-    view = CacheView(ctx.kv(spec.layer))
+    import torch
+
+    view, half = CacheView(ctx.kv(spec.layer)), torch.float16
 
     def run(k: "Tensor", v: "Tensor", slot: "Tensor") -> None:
+        if k.dtype == half:  # into int8 pages; the kernel knows two types
+            k, v = k.float(), v.float()
         kernels.kv_write(k, v, view.get(), slot)
 
     return Bound(run=run)
@@ -277,6 +282,12 @@ def _save(packed: Packed) -> "dict[str, Tensor]":
     return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
 
 
+def matrix_packing() -> Packing:
+    return Packing(
+        kernels.packed_form(), lambda weight: {"weight": weight}, lambda kept: kept["weight"]
+    )
+
+
 def linear(spec: LinearSpec, ctx: BuildContext) -> Bound:
     outputs, dtype = spec.out_features, spec.dtype
 
@@ -291,6 +302,18 @@ def linear(spec: LinearSpec, ctx: BuildContext) -> Bound:
     return Bound(run=run, prepack=prepack, packing=packing)
 
 
+def gated_linear(spec: GatedLinearSpec, ctx: BuildContext) -> Bound:
+    size, dtype, activation = spec.size, spec.dtype, spec.activation
+
+    def prepack(weight: "Tensor") -> "Tensor":
+        return kernels.pack_linear(kernels.in_turns(weight))
+
+    def run(x: "Tensor", packed: "Tensor") -> "Tensor":
+        return kernels.linear(x, packed, ctx.empty((x.shape[0], size), dtype), glu=activation)
+
+    return Bound(run=run, prepack=prepack, packing=matrix_packing())
+
+
 def logits(spec: LogitsSpec, ctx: BuildContext) -> Bound:
     vocab, softcap = spec.vocab, spec.softcap
 
@@ -298,10 +321,7 @@ def logits(spec: LogitsSpec, ctx: BuildContext) -> Bound:
         out = ctx.empty((hidden.shape[0], vocab), "float32")
         return kernels.linear(hidden, packed, out, softcap=softcap)
 
-    packing = Packing(
-        kernels.packed_form(), lambda weight: {"weight": weight}, lambda kept: kept["weight"]
-    )
-    return Bound(run=run, prepack=kernels.pack_linear, packing=packing)
+    return Bound(run=run, prepack=kernels.pack_linear, packing=matrix_packing())
 
 
 def implementations() -> "list[tuple[str, OpImpl]]":
@@ -309,6 +329,12 @@ def implementations() -> "list[tuple[str, OpImpl]]":
 
     def plain(spec: RMSNormSpec | GluSpec | RopeSpec | EmbeddingSpec) -> Reject | None:
         return dtype_problem(spec.dtype)
+
+    def gated_dense(spec: GatedLinearSpec) -> Reject | None:
+        return dense_problem(spec.linear)
+
+    def gated_quant(spec: GatedLinearSpec) -> Reject | None:
+        return quant_problem(spec.linear)
 
     def write(spec: KVOpSpec) -> Reject | None:
         return kv_problem(spec.kv)
@@ -323,6 +349,8 @@ def implementations() -> "list[tuple[str, OpImpl]]":
         ("activation.glu", Native("xeon.glu", plain, glu)),
         ("linear", Native("xeon.linear", dense_problem, linear)),
         ("linear", Native("xeon.quant_linear", quant_problem, quantized.linear)),
+        ("linear.glu", Native("xeon.linear", gated_dense, gated_linear)),
+        ("linear.glu", Native("xeon.quant_linear", gated_quant, quantized.gated_linear)),
         ("logits", Native("xeon.linear", dense_problem, logits)),
         ("logits", Native("xeon.quant_linear", quant_problem, quantized.logits)),
         ("embedding", Native("xeon.embedding", plain, embedding)),

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from inferplane.hw.op import Bound, BuildContext, Packing, Reject, describe
+from inferplane.hw.ops.gated import GatedLinearSpec
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec, scheme_problem
 from inferplane.hw.quantization import QuantizedWeight, Scheme
-from inferplane_xeon.kernels import LINEAR_BLOCK, library, packed_form
+from inferplane_xeon.kernels import GLU, LINEAR_BLOCK, in_turns, library, packed_form
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,8 +68,10 @@ def quant_problem(spec: LinearSpec | LogitsSpec) -> Reject | None:
     return scheme_problem(scheme, inputs)
 
 
-def pack(weight: QuantizedWeight, dtype: str, bias: "Tensor | None" = None) -> PackedWeight:
-    """The kernel's copy of a weight.
+def pack(
+    weight: QuantizedWeight, dtype: str, bias: "Tensor | None" = None, gated: bool = False
+) -> PackedWeight:
+    """The kernel's copy of a weight; `gated`: for a gated product.
 
     With several groups a row, a bfloat16 model's scales are kept as float16 (times a power of two
     for the whole tensor): 2^-12 of rounding in a scale, an eighth of what the result's own
@@ -94,11 +97,15 @@ def pack(weight: QuantizedWeight, dtype: str, bias: "Tensor | None" = None) -> P
         if half:
             scale, offset = rounded[0], None if offset is None else rounded[1]
     unit = unit if half else 1.0
+    stored = weight.values.contiguous()
+    if gated:
+        stored, scale = in_turns(stored), in_turns(scale)
+        offset = None if offset is None else in_turns(offset)
+        outputs = len(stored)
     blocks, depth = -(-outputs // LINEAR_BLOCK), -(-inputs // 8) * 8
     size = groups * scale.element_size() * (1 if offset is None else 2)  # of a column
     size += depth // (2 if scheme.weight == "int4" else 1)
     data = torch.empty(blocks * (-(-size * LINEAR_BLOCK // 64) * 64), dtype=torch.uint8)
-    stored = weight.values.contiguous()
     library().quant_pack(
         stored.data_ptr(),
         scale.data_ptr(),
@@ -163,7 +170,7 @@ def packing(scheme: Scheme, inputs: int) -> Packing:
 
 
 def quant_linear(
-    x: "Tensor", packed: PackedWeight, out: "Tensor", *, softcap: float = 0.0
+    x: "Tensor", packed: PackedWeight, out: "Tensor", *, softcap: float = 0.0, glu: str = ""
 ) -> "Tensor":
     """x [M, K] times the packed weights, plus their bias -> out [M, N] of x's type or float32."""
     scheme = packed.scheme
@@ -188,6 +195,7 @@ def quant_linear(
         out.element_size() == 4,
         softcap,
         x.element_size() == 4,
+        GLU[glu],
     )
     return out
 
@@ -201,6 +209,19 @@ def linear(spec: LinearSpec, ctx: BuildContext) -> Bound:
 
     def run(x: "Tensor", packed: PackedWeight) -> "Tensor":
         return quant_linear(x, packed, ctx.empty((x.shape[0], outputs), dtype))
+
+    return Bound(run=run, prepack=prepack, packing=packing(spec.scheme, spec.in_features))
+
+
+def gated_linear(spec: GatedLinearSpec, ctx: BuildContext) -> Bound:
+    size, dtype, activation = spec.size, spec.dtype, spec.activation
+    assert spec.scheme is not None
+
+    def prepack(weight: QuantizedWeight) -> PackedWeight:
+        return pack(weight, dtype, gated=True)
+
+    def run(x: "Tensor", packed: PackedWeight) -> "Tensor":
+        return quant_linear(x, packed, ctx.empty((x.shape[0], size), dtype), glu=activation)
 
     return Bound(run=run, prepack=prepack, packing=packing(spec.scheme, spec.in_features))
 

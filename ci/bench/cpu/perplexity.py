@@ -3,7 +3,8 @@
     python -m ci.bench.cpu.perplexity smollm2
 
 `dense` computes with the stored weights in the model's type, `stored` with them as they are stored;
-the others quantize them again. `weights` leaves the inputs of products alone. A few hundred tokens
+the others quantize them again. `weights` leaves the inputs of products alone, `kv` is of the cache.
+A few hundred tokens
 tell a broken scheme from a sound one, and not one sound scheme from the next.
 """
 
@@ -51,6 +52,9 @@ CASES: dict[str, dict[str, str]] = {
     "int4 weights": {"quantization": "int4", "input_quantization": "none"},
     "fp8": {"quantization": "fp8"},
     "fp8 blocks": {"quantization": "fp8-block"},
+    "int8 kv": {"quantization": "none", "kv_cache_dtype": "int8"},
+    "fp8 kv": {"quantization": "none", "kv_cache_dtype": "fp8_e4m3"},
+    "stored int8 kv": {"kv_cache_dtype": "int8"},
 }
 
 

@@ -41,7 +41,7 @@ from inferplane.weights import (
     TensorSource,
 )
 
-KV_TYPES = {"fp8_e4m3": "float8_e4m3fn"}
+KV_TYPES = {"fp8_e4m3": "float8_e4m3fn", "int8": "int8"}
 """--kv-cache-dtype -> KVSpec.dtype, where it is not that of the model"""
 
 log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from inferplane.hw.op import Determinism
 from inferplane.hw.ops.activation import GluSpec
 from inferplane.hw.ops.attention import AttentionSpec
 from inferplane.hw.ops.embedding import EmbeddingSpec
+from inferplane.hw.ops.gated import GatedLinearSpec
 from inferplane.hw.ops.kv import KVOpSpec, RopeWriteSpec
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
 from inferplane.hw.ops.norm import RMSNormSpec
@@ -17,7 +18,8 @@ from inferplane.hw.ops.sampling import SamplingSpec
 from inferplane.hw.quantization import Scheme
 
 DTYPES = ("float32", "bfloat16", "float16")
-FLOAT8 = "float8_e4m3fn"
+NARROW = ("float8_e4m3fn", "int8")
+"""types of pages that hold keys and values of any type"""
 
 
 def conformance_cases(op: str, dtypes: tuple[str, ...] = DTYPES) -> list[Any]:
@@ -58,13 +60,14 @@ def _attention(dtype: str) -> Iterator[AttentionSpec]:
         )
         yield plain
         if (heads, window) in ((4, 0), (9, 0)):
-            yield replace(plain, kv=replace(plain.kv, dtype=FLOAT8))
+            yield from (replace(plain, kv=replace(plain.kv, dtype=each)) for each in NARROW)
 
 
 def _kv_op(dtype: str) -> Iterator[KVOpSpec]:
     for heads, dim, page in ((2, 16, 16), (1, 64, 8), (3, 80, 32)):
         yield KVOpSpec(layer=0, kv=_kv(heads, dim, page, dtype))
-    yield KVOpSpec(layer=0, kv=_kv(2, 16, 16, FLOAT8))
+    for narrow in NARROW:
+        yield KVOpSpec(layer=0, kv=_kv(2, 16, 16, narrow))
 
 
 def _rope(dtype: str) -> Iterator[RopeSpec]:
@@ -96,7 +99,7 @@ def _rope_write(dtype: str) -> Iterator[RopeWriteSpec]:
         )
         yield plain
         if index < 2:
-            yield replace(plain, kv=replace(plain.kv, dtype=FLOAT8))
+            yield from (replace(plain, kv=replace(plain.kv, dtype=each)) for each in NARROW)
 
 
 def _norm(dtype: str) -> Iterator[RMSNormSpec]:
@@ -163,6 +166,14 @@ def _schemes() -> Iterator[Scheme]:
 SCHEMES = tuple(_schemes())
 
 
+def _gated(dtype: str) -> Iterator[GatedLinearSpec]:
+    for inputs, size, kind in ((64, 96, "silu"), (576, 130, "silu"), (99, 40, "gelu_tanh")):
+        activation: Any = kind
+        yield GatedLinearSpec(in_features=inputs, size=size, dtype=dtype, activation=activation)
+    for scheme in SCHEMES[::4]:
+        yield GatedLinearSpec(in_features=256, size=100, dtype=dtype, scheme=scheme)
+
+
 def _logits(dtype: str) -> Iterator[LogitsSpec]:
     for dim, vocab, softcap in ((64, 300, 0.0), (576, 1003, 0.0), (96, 500, 30.0), (256, 320, 5.0)):
         yield LogitsSpec(dim=dim, vocab=vocab, dtype=dtype, softcap=softcap)
@@ -187,6 +198,7 @@ _MAKERS: dict[str, Callable[[str], Iterator[Any]]] = {
     "activation.glu": _glu,
     "embedding": _embedding,
     "linear": _linear,
+    "linear.glu": _gated,
     "logits": _logits,
     "sampling.filter": _sampling,
     "sampling.draw": _sampling,

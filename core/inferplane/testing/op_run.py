@@ -19,6 +19,7 @@ from inferplane.hw import (
     OpImpl,
     TorchDevice,
 )
+from inferplane.hw.kv import from_stored, to_stored
 from inferplane.hw.ops import TABLE
 from inferplane.hw.quantization import QuantizedWeight
 
@@ -140,11 +141,7 @@ def fill(handle: LayerKV, pages: "Tensor | None", device: Device) -> None:
         shape = (2, WRITE_PAGES, spec.page_size, spec.num_kv_heads, spec.head_dim)
         generator = torch.Generator().manual_seed(7)
         made = torch.randn(shape, generator=generator)
-        if spec.dtype != "float64":
-            made = made.to(getattr(torch, spec.dtype))
-        else:
-            made = made.double()
-        pages = made.to(device.info.torch_device)
+        pages = to_stored(made, getattr(torch, spec.dtype)).to(device.info.torch_device)
     count = pages.shape[1]
     handle.data = handle.layout.alloc(count, handle.spec, device)
     index = torch.arange(count, dtype=torch.int32, device=pages.device)
@@ -152,11 +149,12 @@ def fill(handle: LayerKV, pages: "Tensor | None", device: Device) -> None:
 
 
 def export(handle: LayerKV) -> "Tensor":
+    """The values of all pages, canonical, on the CPU."""
     import torch
 
     k, _ = handle.layout.split(handle.data)
     index = torch.arange(k.shape[0], dtype=torch.int32, device=k.device)
-    return handle.layout.export_pages(handle.data, index).cpu()
+    return from_stored(handle.layout.export_pages(handle.data, index).cpu())
 
 
 def to_device(value: Any, device: str) -> Any:
@@ -190,7 +188,12 @@ def widen(value: Any) -> Any:
     """Inputs in float64; quantized weights stay, they are exact."""
     if isinstance(value, QuantizedWeight):
         return value
-    return _map(value, lambda t: t.double() if t.is_floating_point() else t)
+
+    def wide(t: "Tensor") -> "Tensor":
+        t = from_stored(t)
+        return t.double() if t.is_floating_point() else t
+
+    return _map(value, wide)
 
 
 def wide_spec(spec: Any) -> Any:

@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from inferplane.hw.kv import from_stored, to_stored
 from inferplane_xeon import kernels
 
 
@@ -22,6 +23,8 @@ class Shape:
     sinks: bool = False
     head_major: bool = True
     dtype: torch.dtype = torch.bfloat16
+    int8: bool = False
+    """pages are int8"""
 
     @property
     def scale(self) -> float:
@@ -34,9 +37,9 @@ class Sequences:
 
     shape: Shape
     q: list[Tensor]  # [n, Hq, D] each
-    k: list[Tensor]  # [n, Hkv, D]
+    k: list[Tensor]  # [n, Hkv, D], what the pages hold of them
     v: list[Tensor]
-    cache: tuple[Tensor, Tensor]  # [pages, page_size, Hkv, D]
+    cache: tuple[Tensor, Tensor]  # [pages, page_size, Hkv, row]
     table: Tensor  # i32[B, P]
     sinks: Tensor | None
 
@@ -51,23 +54,23 @@ def make(shape: Shape, lengths: list[int], seed: int) -> Sequences:
     need = [-(-n // size) for n in lengths]
     order = (torch.randperm(sum(need) + 2, generator=draw) + 1).tolist()
     pages = len(order) + 1
+    stored = torch.int8 if shape.int8 else shape.dtype
+    order_of_two = (shape.kv_heads, size) if shape.head_major else (size, shape.kv_heads)
+    view = to_stored(torch.full((2, pages, *order_of_two, shape.dim), math.nan), stored)
     if shape.head_major:
-        data = torch.full((2, pages, shape.kv_heads, size, shape.dim), math.nan)
-        view = data.to(shape.dtype).permute(0, 1, 3, 2, 4)
-    else:
-        data = torch.full((2, pages, size, shape.kv_heads, shape.dim), math.nan)
-        view = data.to(shape.dtype)
+        view = view.permute(0, 1, 3, 2, 4)
     table = torch.zeros(len(lengths), max(need) + 2, dtype=torch.int32)
     q, k, v = [], [], []
     for b, n in enumerate(lengths):
         q.append(randn(n, shape.heads, shape.dim))
-        k.append(randn(n, shape.kv_heads, shape.dim))
-        v.append(randn(n, shape.kv_heads, shape.dim))
+        rows = [to_stored(randn(n, shape.kv_heads, shape.dim), stored) for _ in range(2)]
+        k.append(from_stored(rows[0]))
+        v.append(from_stored(rows[1]))
         mine = torch.tensor([order.pop() for _ in range(need[b])])
         table[b, : need[b]] = mine
         at = torch.arange(n)
-        view[0, mine[at // size], at % size] = k[b]
-        view[1, mine[at // size], at % size] = v[b]
+        view[0, mine[at // size], at % size] = rows[0]
+        view[1, mine[at // size], at % size] = rows[1]
     sinks = torch.randn(shape.heads, generator=draw) if shape.sinks else None
     return Sequences(shape, q, k, v, (view[0], view[1]), table, sinks)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, silu
 
+from inferplane.hw.kv import from_stored, to_stored
 from inferplane_xeon import kernels
 
 DTYPES = [torch.bfloat16, torch.float32]
@@ -193,6 +194,52 @@ def test_kv_write(isa: str, dtype: torch.dtype, tokens: int) -> None:
     at = slot.long()
     want[0][at // size, at % size], want[1][at // size, at % size] = k, v
     assert torch.equal(data, want)
+
+
+def int8_cache(pages: int, heads: int, size: int, dim: int) -> tuple[Tensor, Tensor]:
+    """Keys and values whose scales are NaN, head-major."""
+    data = torch.full((2, pages, heads, size, dim + 4), -1, dtype=torch.int8).permute(0, 1, 3, 2, 4)
+    return data[0], data[1]
+
+
+@pytest.mark.parametrize("dim", [8, 24, 64, 256])
+def test_kv_write_of_int8(isa: str, dtype: torch.dtype, dim: int) -> None:
+    tokens, size, pages = 90, 16, 9
+    k, v = (
+        (randn(i, tokens, 2, dim) * 10.0 ** randn(i + 2, tokens, 2, 1).mul(3)).to(dtype)
+        for i in (1, 2)
+    )
+    k[3, 1, dim // 2], v[4, 0, 1], k[5], v[6] = math.nan, -math.inf, 0.0, 1e-38
+    slot = torch.randperm(size * pages, generator=torch.Generator().manual_seed(2))[:tokens].int()
+    cache, want = int8_cache(pages, 2, size, dim), int8_cache(pages, 2, size, dim)
+    kernels.kv_write(k, v, cache, slot)
+    at = slot.long()
+    for got, half, x in zip(cache, want, (k, v), strict=True):
+        half[at // size, at % size] = to_stored(x, torch.int8)
+        assert torch.equal(got, half), "the same bits, and no byte beside them"
+    assert from_stored(cache[0][at // size, at % size])[3, 1].isnan().all()
+
+
+@pytest.mark.parametrize("norms", [True, False])
+def test_int8_pages_hold_what_others_would(isa: str, dtype: torch.dtype, norms: bool) -> None:
+    tokens, dim, size = 19, 40, 5
+    q, k, v = randn(1, tokens, 8, dim).to(dtype).split([4, 2, 2], dim=1)
+    table, position = randn(3, 50, dim), torch.arange(tokens, dtype=torch.int32)
+    weights = (randn(5, dim).to(dtype), randn(6, dim).to(dtype)) if norms else None
+    slot = torch.randperm(8 * size, generator=torch.Generator().manual_seed(4))[:tokens].int()
+    wide = torch.zeros(2, 8, size, 2, dim, dtype=dtype)
+    caches = (wide[0], wide[1]), int8_cache(8, 2, size, dim)
+    outs = []
+    for cache in caches:
+        outs.append(torch.empty(tokens, 4, dim, dtype=dtype))
+        kernels.rope(
+            q, k, table, position, outs[-1], None, norms=weights, eps=1e-6, write=(v, cache, slot)
+        )
+    assert torch.equal(*outs)
+    at = slot.long()
+    for stored, narrow in zip(*caches, strict=True):
+        row = stored[at // size, at % size]
+        assert torch.equal(narrow[at // size, at % size], to_stored(row, torch.int8))
 
 
 def test_bits_of_a_row_do_not_depend_on_the_others(

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from inferplane.hw import DeviceInfo
-from inferplane.hw.kv import CANONICAL, KVSpec, LayerKV
+from inferplane.hw.kv import CANONICAL, KVSpec, LayerKV, from_stored
 from inferplane.hw.op import Bound, OpImpl, Reject, Support
 from inferplane.hw.ops import TABLE
 from inferplane.hw.ops.activation import GluSpec
 from inferplane.hw.ops.attention import AttentionSpec
 from inferplane.hw.ops.embedding import EmbeddingSpec
+from inferplane.hw.ops.gated import GatedLinearSpec
 from inferplane.hw.ops.kv import KVOpSpec, RopeWriteSpec
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
 from inferplane.hw.ops.norm import RMSNormSpec
@@ -67,6 +68,7 @@ def native(op: str, spec: Any) -> OpImpl | None:
 def widened(value: Any) -> Any:
     """A spec with all its types float64, or a tensor in float64."""
     if isinstance(value, Tensor):
+        value = from_stored(value)
         return value.double() if value.is_floating_point() else value
     if not is_dataclass(value) or not hasattr(value, "__dataclass_fields__"):
         return value
@@ -95,7 +97,7 @@ def outcome(op: str, spec: Any, inputs: dict[str, Any], native: bool) -> list[Te
         result = bound.run(**inputs)
     results = [] if result is None else list(result) if isinstance(result, tuple) else [result]
     if handle is not None and op != "attention.paged":
-        results += handle.layout.split(handle.data)
+        results += map(from_stored, handle.layout.split(handle.data))
     return results
 
 
@@ -118,11 +120,15 @@ def specs(dtype: str, layout: str) -> list[tuple[str, Any]]:
     norm = RMSNormSpec(dim=64, dtype=dtype, epsilon=1e-6)
     attention = AttentionSpec(layer=0, group=0, num_heads=6, kv=pages, dtype=dtype, scale=0.125)
     linear = LinearSpec(in_features=96, out_features=100, dtype=dtype)
+    gated = GatedLinearSpec(in_features=96, size=100, dtype=dtype)
     return [
         ("attention.paged", attention),
         ("attention.paged", replace(attention, window=40, softcap=20.0, group=1)),
         ("attention.paged", replace(attention, sinks=True, determinism="batch")),
+        ("attention.paged", replace(attention, kv=kv("int8", layout))),
+        ("attention.paged", replace(attention, kv=kv("int8", layout, head_dim=72), window=9)),
         ("kv.write", KVOpSpec(layer=0, kv=pages)),
+        ("kv.write", KVOpSpec(layer=0, kv=kv("int8", layout))),
         ("rope", rope),
         ("rope", replace(rope, style="gptj", rotary_dim=32)),
         ("qk_norm_rope_kvwrite", RopeWriteSpec(layer=0, num_heads=6, kv=pages, rope=rope)),
@@ -140,6 +146,9 @@ def specs(dtype: str, layout: str) -> list[tuple[str, Any]]:
         ("logits", LogitsSpec(dim=96, vocab=1000, dtype=dtype)),
         ("logits", LogitsSpec(dim=96, vocab=1000, dtype=dtype, softcap=30.0)),
         *(("linear", replace(linear, bias=True, scheme=scheme)) for scheme in SCHEMES),
+        ("linear.glu", gated),
+        ("linear.glu", replace(gated, size=48, activation="gelu_tanh")),
+        *(("linear.glu", replace(gated, scheme=scheme)) for scheme in SCHEMES),
         *(
             ("logits", LogitsSpec(dim=96, vocab=1000, dtype=dtype, softcap=9.0, scheme=scheme))
             for scheme in SCHEMES
@@ -175,6 +184,38 @@ def test_inputs_are_not_changed(op: str) -> None:
             before = {k: v.clone() for k, v in inputs.items() if isinstance(v, Tensor)}
             outcome(op, spec, inputs, native=True)
             assert all(torch.equal(before[k], inputs[k]) for k in before if k != "kv")
+
+
+@pytest.mark.parametrize("scheme", [None, *SCHEMES], ids=str)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_gated_product_has_the_bits_of_its_parts(
+    isa: str, dtype: str, scheme: Scheme | None
+) -> None:
+    for size, rows, kind in ((96, 1, "silu"), (100, 9, "silu"), (8, 70, "gelu_tanh")):
+        activation: Any = kind
+        spec = GatedLinearSpec(
+            in_features=96, size=size, dtype=dtype, activation=activation, scheme=scheme
+        )
+        weight = TABLE["linear.glu"].inputs(spec, size)["weight"]
+        x = torch.randn(rows, 96, generator=torch.Generator().manual_seed(rows))
+        x = x.to(getattr(torch, dtype))
+        context, results = Context(None, native=True), []
+        for impl in (native("linear.glu", spec), TABLE["linear.glu"].reference):
+            assert impl
+            bound = impl.build(spec, context)
+            assert bound.prepack
+            results.append(bound.run(x, bound.prepack(weight)))
+        assert torch.equal(*results)
+        assert results[0].isfinite().all()
+
+
+def test_float16_goes_into_int8_pages_too() -> None:
+    spec = KVOpSpec(layer=0, kv=kv("int8", "head_major"))
+    slot, x = torch.tensor([20, 3], dtype=torch.int32), torch.randn(2, 2, 64).half()
+    ours, reference = Context(spec.kv, native=True), Context(spec.kv, native=False)
+    for context in (ours, reference):
+        context.bind("kv.write", spec).run(x, x, slot)
+    assert torch.equal(ours.kv(0).data, reference.kv(0).data)
 
 
 def test_a_replaced_cache_is_seen() -> None:

@@ -5,6 +5,7 @@ from inferplane.hw.ops import (
     activation,
     attention,
     embedding,
+    gated,
     kv,
     linear,
     norm,
@@ -14,6 +15,6 @@ from inferplane.hw.ops import (
 
 TABLE: dict[str, Op] = {
     op.name: op
-    for module in (attention, kv, norm, rope, activation, embedding, linear, sampling)
+    for module in (attention, kv, norm, rope, activation, embedding, linear, gated, sampling)
     for op in module.OPS
 }

@@ -10,7 +10,7 @@ position 0 of the sequence, so that a query meets the same products in the same 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from inferplane.hw.kv import KVSpec, LayerKV
+from inferplane.hw.kv import KVSpec, LayerKV, from_stored
 from inferplane.hw.op import Bound, BuildContext, Determinism, Op, Reference, Tolerance, rounding
 from inferplane.hw.ops.attention_inputs import attention_inputs
 from inferplane.hw.ops.kv import needs_strides
@@ -117,8 +117,9 @@ def _sequence(
 
 
 def _pages(handle: LayerKV, pages: "Tensor", q: "Tensor") -> "Tensor":
-    """Pages in canonical form; float8 in the type of the queries, which holds it exactly."""
-    found = handle.layout.export_pages(handle.data, pages)
+    """Values of pages in canonical form; float8 in the type of the queries, which holds it
+    exactly, int8 as float32."""
+    found = from_stored(handle.layout.export_pages(handle.data, pages))
     return found.to(q.dtype) if found.element_size() == 1 else found
 
 
@@ -246,7 +247,9 @@ def _rejects(spec: AttentionSpec, device: Any) -> Any:
 
 
 def _tolerance(spec: AttentionSpec) -> Tolerance:
-    return rounding(spec.dtype, spec.kv.head_dim)
+    """With int8 pages an implementation may compute with queries and probabilities of 16 bits."""
+    coarse = spec.kv.dtype == "int8" and spec.dtype == "float32"
+    return rounding("float16" if coarse else spec.dtype, spec.kv.head_dim)
 
 
 OPS = (

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from inferplane.hw.batch import ForwardBatch
+from inferplane.hw.kv import to_stored
 
 if TYPE_CHECKING:
     import random
@@ -21,7 +22,7 @@ def random_lengths(choose: "random.Random", longest: int = 300) -> list[tuple[in
 
 
 def attention_inputs(spec: Any, seed: int) -> dict[str, Any]:
-    """q, batch and sinks for `run`, and `kv` [2, pages, page_size, Hkv, D] to import first."""
+    """q, batch and sinks for `run`, and `kv` [2, pages, page_size, Hkv, row] to import first."""
     import random
 
     import torch
@@ -83,4 +84,4 @@ def paged_batch(
         max_q=max(q_lens),
         max_kv=max(seq),
     )
-    return batch, kv.to(getattr(torch, spec.kv.dtype))
+    return batch, to_stored(kv, getattr(torch, spec.kv.dtype))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from inferplane.hw.kv import KVSpec, as_integers, to_stored
+from inferplane.hw.kv import KVSpec, as_integers, from_stored, to_stored
 from inferplane.hw.op import (
     Bound,
     BuildContext,
@@ -60,11 +60,11 @@ def kv_write(spec: KVOpSpec, ctx: BuildContext) -> Bound:
 
 
 def kv_gather(spec: KVOpSpec, ctx: BuildContext) -> Bound:
-    """run(pages i32[n]) -> [2, n * page_size, Hkv, D], in the order of `pages`"""
+    """run(pages i32[n]) -> [2, n * page_size, Hkv, D], in the order of `pages`; int8 as float32"""
     handle = ctx.kv(spec.layer)
 
     def run(pages: "Tensor") -> "Tensor":
-        return handle.layout.export_pages(handle.data, pages).flatten(1, 2)
+        return from_stored(handle.layout.export_pages(handle.data, pages)).flatten(1, 2)
 
     return Bound(run=run)
 
@@ -155,13 +155,18 @@ def _write_inputs(spec: KVOpSpec, seed: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
     shape = (3 * spec.kv.page_size // 2, spec.kv.num_kv_heads, spec.kv.head_dim)
     stored = getattr(torch, spec.kv.dtype)
-    dtype = torch.bfloat16 if stored == torch.float8_e4m3fn else stored  # and exactly so in pages
+    dtype = torch.bfloat16 if stored.itemsize == 1 else stored  # and exactly so in pages
+
+    def values() -> "Tensor":
+        if stored != torch.int8:
+            return torch.randn(shape, generator=generator).to(stored).to(dtype)
+        codes = torch.randint(-127, 128, shape, generator=generator)
+        codes[..., 0] = 127
+        step = torch.randint(-9, -4, (*shape[:2], 1), generator=generator)
+        return torch.ldexp(codes.to(dtype), step)
+
     slots = torch.randperm(8 * spec.kv.page_size, generator=generator)[: shape[0]]
-    return {
-        "k": torch.randn(shape, generator=generator).to(stored).to(dtype),
-        "v": torch.randn(shape, generator=generator).to(stored).to(dtype),
-        "slot": slots.to(torch.int32),
-    }
+    return {"k": values(), "v": values(), "slot": slots.to(torch.int32)}
 
 
 def _rope_inputs(spec: RopeWriteSpec, seed: int) -> dict[str, Any]:

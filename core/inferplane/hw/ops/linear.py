@@ -159,7 +159,8 @@ def scheme_problem(scheme: Scheme | None, in_features: int) -> Reject | None:
     return None
 
 
-def _linear_inputs(spec: LinearSpec, seed: int) -> dict[str, Any]:
+def linear_inputs(spec: LinearSpec, seed: int) -> dict[str, Any]:
+    """x [T, K], weight [N, K] or quantized, and bias [N] | None."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -200,7 +201,7 @@ def _logits_inputs(spec: LogitsSpec, seed: int) -> dict[str, Any]:
     as_linear = LinearSpec(
         in_features=spec.dim, out_features=spec.vocab, dtype=spec.dtype, scheme=spec.scheme
     )
-    made = _linear_inputs(as_linear, seed)
+    made = linear_inputs(as_linear, seed)
     return {"x": made["x"], "weight": made["weight"]}
 
 
@@ -210,7 +211,7 @@ OPS = (
         spec=LinearSpec,
         reference=Reference(linear, lambda spec, _: scheme_problem(spec.scheme, spec.in_features)),
         tolerance=lambda spec: rounding(spec.dtype, spec.in_features),
-        inputs=_linear_inputs,
+        inputs=linear_inputs,
     ),
     Op(
         name="logits",
