@@ -28,6 +28,7 @@ index (only its client is), so http has no such peer.
 
 import argparse
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -112,6 +113,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=1.0, help="at least, for each figure")
     parser.add_argument("--json", type=Path, help="append results as JSON lines")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends children too
     Run(parser.parse_args()).go()
 
 
