@@ -19,9 +19,8 @@ class Context:
     """For a number of sequences. Its batch is filled in place."""
 
     def __init__(self, model: Any, job: Job, sequences: int) -> None:
-        longest = max(job["prompt"] + job["output"], *job["prefill"]) + 1
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = sequences * -(-longest // 256) * 256
+        params.n_ctx = sequences * -(-job["context"] // 256) * 256
         params.n_seq_max = sequences
         params.n_batch = max(2048, sequences * job["prompt"])
         params.n_threads = params.n_threads_batch = job["threads"]
