@@ -96,7 +96,7 @@ async def _prompt(service: Service, asked: RerankRequest, document: str) -> list
         {"role": "query", "content": asked.query},
         {"role": "document", "content": document},
     ]
-    variables = {"query": asked.query, "document": document}
+    variables: dict[str, Any] = {"query": asked.query, "document": document}
     if asked.instruct is not None:
         messages.append({"role": "system", "content": asked.instruct})
         variables["instruct"] = asked.instruct
