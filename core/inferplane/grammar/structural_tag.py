@@ -175,8 +175,9 @@ def parse_tags(text: str) -> dict[str, Any]:
         raise refusal("structural_tag", "must be an object with 'structures' and 'triggers'")
     for key in spec.keys() - PLAIN - MORE.keys():
         raise refusal("structural_tag", f"has an unknown key {key[:64]!r}")
-    triggers, structures = spec.get("triggers"), spec["structures"]
-    strings = _texts(triggers) and all(triggers or [""])
+    structures = spec["structures"]
+    triggers: list[str] = spec.get("triggers") or []
+    strings = bool(triggers) and _texts(triggers) and all(triggers)
     if not strings or not structures or len(structures) > MAX_STRUCTURES:
         raise refusal(
             "structural_tag", f"needs triggers (texts) and 1 to {MAX_STRUCTURES} structures"
