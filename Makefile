@@ -1,6 +1,6 @@
 # make serve   install into .venv if needed and serve MODEL on http://127.0.0.1:PORT
 # make test    the whole suite         make lint   ruff and mypy
-# make suites  JSON schemas, openai-python's tests, schemathesis: against their ratchet files
+# make suites  JSON schemas, openai-python's tests, schemathesis, evil patterns
 # make bench   throughput and latency  make docs   write the generated pages
 # make clean   remove .venv and caches
 #
@@ -36,6 +36,7 @@ suites: .venv/.test
 	.venv/bin/python ci/suites/json_schema.py --jobs $(WORKERS)
 	.venv/bin/python ci/suites/openai_python.py
 	.venv/bin/python ci/suites/schemathesis_run.py
+	.venv/bin/python ci/suites/evil_patterns.py
 
 bench: .venv/.serve
 	.venv/bin/inferplane bench "$(MODEL)" --device xeon
