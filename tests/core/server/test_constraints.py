@@ -32,6 +32,7 @@ OPENAI: list[tuple[dict[str, Any], Constraint]] = [
     ({"regex": "a+"}, Constraint("regex", "a+")),
     ({"guided_regex": "a+"}, Constraint("regex", "a+")),
     ({"guided_choice": ["yes.", "no"]}, Constraint("regex", r"(?:yes\.)|(?:no)")),
+    ({"guided_choice": ["<b>", "a|"]}, Constraint("regex", r"(?:<b>)|(?:a\|)")),
     ({"ebnf": 'root ::= "a"'}, Constraint("ebnf", 'root ::= "a"')),
     ({"regex": "a", "constrain_after": "</t>"}, Constraint("regex", "a", "</t>")),
     ({"guided_grammar": 'start: "a"'}, Constraint("ebnf", 'start: "a"')),
