@@ -246,23 +246,24 @@ class GenerateRequest(Schema):
     def _named_tokens(self, count: int) -> list[list[int]]:
         """token_ids_logprob for each of `count` prompts: one id or one list of them is for all."""
         value = self.token_ids_logprob
-        if value is None or type(value) is int:
-            return [[] if value is None else [value]] * count
-        if isinstance(value, list) and all(type(one) is int for one in value):
-            return [value] * count
-        if not isinstance(value, list) or not all(is_ids(one) for one in value):
-            raise RequestError(
-                "token_ids_logprob must be a list of token ids, or a list of one for each prompt",
-                param="token_ids_logprob",
-                code="invalid_type",
-            )
-        if len(value) != count:
-            raise RequestError(
-                f"token_ids_logprob has {len(value)} entries for {count} prompts",
-                param="token_ids_logprob",
-                code="invalid_value",
-            )
-        return [one or [] for one in value]
+        if value is None:
+            return [[]] * count
+        name, shared = "token_ids_logprob", [value] if type(value) is int else value
+        listed = isinstance(shared, list)
+        lists = [shared] * count if listed and is_ids(shared) else shared
+        if not listed or not all(one is None or is_ids(one) for one in lists):
+            why = "must be a list of token ids, or a list of one for each prompt"
+            raise RequestError(f"{name} {why}", param=name, code="invalid_type")
+        each: list[list[int]] = [one or [] for one in lists]
+        if len(each) != count:
+            why = f"has {len(each)} entries for {count} prompts"
+        elif not any(each):
+            why = "names no token"
+        elif any(token < 0 for ids in each for token in ids):
+            why = "has a negative token id"
+        else:
+            return each
+        raise RequestError(f"{name} {why}", param=name, code="invalid_value")
 
     def _each(self, name: str, default: Any, count: int) -> list[Any]:
         """The field for each of `count` prompts; one value is for all of them."""
@@ -305,8 +306,7 @@ class GenerateRequest(Schema):
 
 
 def is_ids(value: Any) -> bool:
-    """A list of token ids, or null for none."""
-    return value is None or (isinstance(value, list) and all(type(one) is int for one in value))
+    return isinstance(value, list) and all(type(one) is int for one in value)
 
 
 def _sampling(value: Any) -> NativeSampling:
