@@ -248,9 +248,10 @@ class GenerateRequest(Schema):
         value = self.token_ids_logprob
         if value is None:
             return [[]] * count
-        name, shared = "token_ids_logprob", [value] if type(value) is int else value
+        name = "token_ids_logprob"
+        shared: Any = [value] if type(value) is int else value
         listed = isinstance(shared, list)
-        lists = [shared] * count if listed and is_ids(shared) else shared
+        lists: list[Any] = [shared] * count if listed and is_ids(shared) else shared
         if not listed or not all(one is None or is_ids(one) for one in lists):
             why = "must be a list of token ids, or a list of one for each prompt"
             raise RequestError(f"{name} {why}", param=name, code="invalid_type")
