@@ -115,6 +115,12 @@ class NoWeights:
             return self._configured(name)
         return stored_scheme(self._source, self._rename(name, self._stored))
 
+    def stored_name(self, name: str) -> str:
+        return self._rename(name, self._stored)
+
+    def skip(self, name: str) -> None:
+        raise AssertionError("explain has no packed weights")
+
     def take_quantized(self, name: str, shape: Sequence[int], scheme: Scheme) -> QuantizedWeight:
         import torch
 

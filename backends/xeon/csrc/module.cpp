@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "abi.h"
+#include "tape.h"
 
 namespace {
 
@@ -24,10 +25,12 @@ bool supported(const char* isa) {
   if (!strcmp(isa, "avx512")) return avx512;
   bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
   if (!strcmp(isa, "avx512_vnni")) return vnni;
-  return vnni && __builtin_cpu_supports("avx512bf16");
+  bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
+  if (!strcmp(isa, "amx")) return bf16 && tiles_permitted();
+  return bf16;  // avx512_bf16, amx_emulated
 }
 
-const KernelTable* tables[4];  // best first
+const KernelTable* tables[5];  // best first
 
 // ---- calling: q = integer or address, d = double ----
 
@@ -36,6 +39,7 @@ struct Signature {
   const char* format;
   Kernel KernelTable::*kernel;
   bool release_gil;  // for calls long enough to let other threads run
+  Kernel every_isa = nullptr;  // in place of the table's, or null
 };
 
 const Signature SIGNATURES[] = {
@@ -53,6 +57,10 @@ const Signature SIGNATURES[] = {
     {"draw", "qqqqqqqqq" "qq" "qq", &KernelTable::draw, true},
     {"logprobs", "qqqqqq" "qqq", &KernelTable::logprobs, true},
     {"filter", "qqqqqqqqqq" "qqq", &KernelTable::filter, true},
+    {"copy_elements", "qq" "qqqq" "qqqq" "qqqq" "qq", nullptr, false, copy_elements},
+    {"gather", "qqqq" "qq" "qqq" "q", nullptr, false, gather},
+    {"scatter", "qqqq" "qq" "qqq" "q", nullptr, false, scatter},
+    {"arithmetic", "qqqq" "qq" "qqq" "q", nullptr, false, arithmetic},
 };
 constexpr int KERNELS = sizeof(SIGNATURES) / sizeof(SIGNATURES[0]);
 constexpr int MOST_WORDS = 40;
@@ -70,6 +78,11 @@ static_assert(sizeof(EmbeddingArgs) == 8 * 8, "format of embedding");
 static_assert(sizeof(DrawArgs) == 8 * 13, "format of draw");
 static_assert(sizeof(LogprobArgs) == 8 * 9, "format of logprobs");
 static_assert(sizeof(FilterArgs) == 8 * 13, "format of filter");
+static_assert(sizeof(CopyArgs) == 8 * 16, "format of copy_elements");
+static_assert(sizeof(IndexArgs) == 8 * 10, "format of gather and scatter");
+static_assert(sizeof(ArithmeticArgs) == 8 * 10, "format of arithmetic");
+
+thread_local Tape* recording = nullptr;  // takes this thread's calls, which then have no effect
 
 template <int INDEX>
 PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -89,8 +102,12 @@ PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
       if (words[i] == -1 && PyErr_Occurred()) return nullptr;
     }
   }
-  Kernel kernel = active->*s.kernel;
+  Kernel kernel = s.every_isa ? s.every_isa : active->*s.kernel;
   int error;
+  if (recording) {
+    recording->add(s.name, kernel, words, count);
+    Py_RETURN_NONE;
+  }
   if (s.release_gil) {
     PyThreadState* state = PyEval_SaveThread();
     error = kernel(words);
@@ -100,6 +117,62 @@ PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
   }
   if (error) return PyErr_NoMemory();
   Py_RETURN_NONE;
+}
+
+// ---- tapes ----
+
+constexpr const char* TAPE = "inferplane_xeon.tape";
+
+PyObject* record(PyObject*, PyObject*) {
+  if (recording) {
+    PyErr_SetString(PyExc_RuntimeError, "this thread is recording already");
+    return nullptr;
+  }
+  recording = new Tape;
+  Py_RETURN_NONE;
+}
+
+PyObject* recorded(PyObject*, PyObject*) {
+  if (!recording) {
+    PyErr_SetString(PyExc_RuntimeError, "this thread records nothing");
+    return nullptr;
+  }
+  Tape* tape = recording;
+  recording = nullptr;
+  PyObject* made = PyCapsule_New(tape, TAPE, [](PyObject* capsule) {
+    delete static_cast<Tape*>(PyCapsule_GetPointer(capsule, TAPE));
+  });
+  if (!made) delete tape;
+  return made;
+}
+
+PyObject* calls(PyObject*, PyObject* capsule) {
+  auto tape = static_cast<Tape*>(PyCapsule_GetPointer(capsule, TAPE));
+  return tape ? PyLong_FromSize_t(tape->calls.size()) : nullptr;
+}
+
+PyObject* replay(PyObject*, PyObject* capsule) {
+  auto tape = static_cast<Tape*>(PyCapsule_GetPointer(capsule, TAPE));
+  if (!tape) return nullptr;
+  PyThreadState* state = PyEval_SaveThread();
+  int error = tape->replay();
+  PyEval_RestoreThread(state);
+  if (error) return PyErr_NoMemory();
+  Py_RETURN_NONE;
+}
+
+PyObject* times(PyObject*, PyObject* capsule) {
+  auto tape = static_cast<Tape*>(PyCapsule_GetPointer(capsule, TAPE));
+  if (!tape) return nullptr;
+  std::vector<double> seconds(tape->calls.size());
+  if (tape->replay(seconds.data())) return PyErr_NoMemory();
+  PyObject* made = PyList_New(0);
+  for (size_t i = 0; made && i < seconds.size(); i++) {
+    PyObject* item = Py_BuildValue("(sd)", tape->calls[i].name, seconds[i]);
+    if (!item || PyList_Append(made, item)) Py_CLEAR(made);
+    Py_XDECREF(item);
+  }
+  return made;
 }
 
 // ---- settings ----
@@ -123,7 +196,8 @@ PyObject* set_isa(PyObject*, PyObject* name) {
   PyObject* bytes = PyUnicode_AsUTF8String(name);
   if (!bytes) return nullptr;
   const char* wanted = PyBytes_AsString(bytes);
-  const KernelTable* found = nullptr;
+  const KernelTable* found = table_amx_emulated();  // named by tests, never chosen
+  if (strcmp(found->isa, wanted) || !supported(wanted)) found = nullptr;
   for (const KernelTable* table : tables) {
     if (!strcmp(table->isa, wanted) && supported(wanted)) found = table;
   }
@@ -152,7 +226,13 @@ PyMethodDef method() {
 
 PyMethodDef METHODS[] = {
     method<0>(), method<1>(), method<2>(), method<3>(), method<4>(), method<5>(), method<6>(),
-    method<7>(), method<8>(), method<9>(), method<10>(), method<11>(), method<12>(),
+    method<7>(), method<8>(), method<9>(), method<10>(), method<11>(), method<12>(), method<13>(),
+    method<14>(), method<15>(), method<16>(),
+    {"record", record, METH_NOARGS, "Take this thread's calls onto a new tape."},
+    {"recorded", recorded, METH_NOARGS, "The tape since `record`, which ends."},
+    {"calls", calls, METH_O, "How many calls a tape has."},
+    {"replay", replay, METH_O, "Do all calls of a tape."},
+    {"times", times, METH_O, "The same; returns (kernel, seconds) of each call."},
     {"isas", isas, METH_NOARGS, "Instruction sets that this processor runs, best first."},
     {"isa", isa, METH_NOARGS, "The instruction set in use."},
     {"set_isa", set_isa, METH_O, "Use another instruction set."},
@@ -160,7 +240,7 @@ PyMethodDef METHODS[] = {
     {"set_threads", set_threads, METH_O, "Wanted threads; returns what is possible."},
     {nullptr, nullptr, 0, nullptr},
 };
-static_assert(KERNELS == 13, "one method per kernel");
+static_assert(KERNELS == 17, "one method per kernel");
 
 PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_kernels",
                       "C++ kernels; see inferplane_xeon.kernels", -1, METHODS,
@@ -169,10 +249,11 @@ PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_kernels",
 }  // namespace
 
 PyMODINIT_FUNC PyInit__kernels() {
-  tables[0] = table_avx512_bf16();
-  tables[1] = table_avx512_vnni();
-  tables[2] = table_avx512();
-  tables[3] = table_avx2();
+  tables[0] = table_amx();
+  tables[1] = table_avx512_bf16();
+  tables[2] = table_avx512_vnni();
+  tables[3] = table_avx512();
+  tables[4] = table_avx2();
   for (const KernelTable* table : tables) {
     if (!active && supported(table->isa)) active = table;
   }

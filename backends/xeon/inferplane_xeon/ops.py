@@ -6,11 +6,11 @@ contiguity follow from the spec); nothing is checked per call.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from inferplane.hw.kv import KVSpec, LayerKV
-from inferplane.hw.op import Bound, BuildContext, OpImpl, Reject, Support, describe
+from inferplane.hw.op import Bound, BuildContext, OpImpl, Packing, Reject, Support, describe
 from inferplane.hw.ops.activation import GluSpec
 from inferplane.hw.ops.attention import AttentionSpec
 from inferplane.hw.ops.embedding import EmbeddingSpec
@@ -37,6 +37,7 @@ DTYPES = ("bfloat16", "float32")
 MAX_HEAD_DIM = 256
 LAYOUTS = ("head_major", "canonical")
 NATIVE = Support(priority=80, invariance="batch")
+TILED = replace(NATIVE, notes=kernels.TILES_NOTE)
 
 
 def dtype_problem(*dtypes: str) -> Reject | None:
@@ -86,6 +87,15 @@ class Tables:
         return self.made[spec]
 
 
+def uses_tiles(spec: Any, device: "Device") -> bool:
+    """Whether a product runs on matrix tiles; csrc/tiles.h."""
+    if device.info.arch != "amx" or not isinstance(spec, LinearSpec | LogitsSpec):
+        return False
+    return spec.dtype == "bfloat16" or (
+        spec.scheme is not None and spec.scheme.activation == "int8"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Native:
     """One op on one kernel: `problem` says why not, `bind` makes the callable."""
@@ -95,7 +105,7 @@ class Native:
     bind: Callable[[Any, BuildContext], Bound]
 
     def supports(self, spec: Any, device: "Device") -> Support | Reject:
-        return self.problem(spec) or NATIVE
+        return self.problem(spec) or (TILED if uses_tiles(spec, device) else NATIVE)
 
     def build(self, spec: Any, ctx: BuildContext) -> Bound:
         return self.bind(spec, ctx)
@@ -262,6 +272,11 @@ def embedding(spec: EmbeddingSpec, ctx: BuildContext) -> Bound:
 Packed = tuple["Tensor", "Tensor | None"]
 
 
+def _save(packed: Packed) -> "dict[str, Tensor]":
+    weight, bias = packed
+    return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+
+
 def linear(spec: LinearSpec, ctx: BuildContext) -> Bound:
     outputs, dtype = spec.out_features, spec.dtype
 
@@ -272,7 +287,8 @@ def linear(spec: LinearSpec, ctx: BuildContext) -> Bound:
         out = ctx.empty((x.shape[0], outputs), dtype)
         return kernels.linear(x, packed[0], out, bias=packed[1])
 
-    return Bound(run=run, prepack=prepack)
+    packing = Packing(kernels.packed_form(), _save, lambda kept: (kept["weight"], kept.get("bias")))
+    return Bound(run=run, prepack=prepack, packing=packing)
 
 
 def logits(spec: LogitsSpec, ctx: BuildContext) -> Bound:
@@ -282,7 +298,10 @@ def logits(spec: LogitsSpec, ctx: BuildContext) -> Bound:
         out = ctx.empty((hidden.shape[0], vocab), "float32")
         return kernels.linear(hidden, packed, out, softcap=softcap)
 
-    return Bound(run=run, prepack=kernels.pack_linear)
+    packing = Packing(
+        kernels.packed_form(), lambda weight: {"weight": weight}, lambda kept: kept["weight"]
+    )
+    return Bound(run=run, prepack=kernels.pack_linear, packing=packing)
 
 
 def implementations() -> "list[tuple[str, OpImpl]]":

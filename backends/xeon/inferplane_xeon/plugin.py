@@ -9,6 +9,7 @@ from inferplane.hw import (
     BackendInfo,
     Device,
     DeviceInfo,
+    GraphBackend,
     Hints,
     KVLayout,
     StridedLayout,
@@ -23,9 +24,13 @@ if TYPE_CHECKING:
     from inferplane.hw.op import OpImpl
 
 NEEDED = {"avx2", "fma"}
+BF16_ARCHS = ("amx", "avx512_bf16")
+"""instruction sets that multiply bfloat16"""
 MACHINES = ("x86_64", "amd64")
 HEAD_MAJOR = StridedLayout(id="head_major", order="htd")
 """a head's tokens of a page lie together, so that attention reads whole pages front to back"""
+BUCKETS = (*range(1, 9), *range(10, 33, 2), *range(40, 129, 8), *range(144, 257, 16))
+"""sizes of recorded decode steps; padding costs up to a quarter below 10 rows, then a tenth"""
 KV_BYTES = 4 << 30
 """KV cache when the user gives no size: enough for a host that has other work, too"""
 
@@ -65,6 +70,7 @@ def find(machine: str, root: Path = ROOT) -> list[DeviceInfo] | Unavailable:
             torch_device="cpu",
             name=facts.get("model name", "x86-64 processor"),
             arch=arch(flags),
+            shape_policy="bucketed",
             traits=Traits(memory="host"),
         )
     ]
@@ -89,7 +95,9 @@ def arch(flags: set[str]) -> str:
         return "avx2"
     if "avx512_vnni" not in flags:
         return "avx512"
-    return "avx512_bf16" if "avx512_bf16" in flags else "avx512_vnni"
+    if "avx512_bf16" not in flags:
+        return "avx512_vnni"
+    return "amx" if flags >= {"amx_tile", "amx_bf16", "amx_int8"} else "avx512_bf16"
 
 
 @impl
@@ -104,7 +112,7 @@ def create_device(info: DeviceInfo, options: Mapping[str, Any]) -> Device:
             f"xeon: the compiled kernels cannot be loaded ({error}): "
             "reinstall with pip install --force-reinstall --no-deps inferplane-xeon"
         ) from error
-    native = ("bfloat16", "float32") if info.arch == "avx512_bf16" else ("float32", "bfloat16")
+    native = ("bfloat16", "float32") if info.arch in BF16_ARCHS else ("float32", "bfloat16")
     return TorchDevice(info, native)
 
 
@@ -112,9 +120,10 @@ def create_device(info: DeviceInfo, options: Mapping[str, Any]) -> Device:
 def op_impls(device: Device) -> "Iterable[tuple[str, OpImpl]]":
     if device.info.backend != "xeon":
         return ()
+    from inferplane_xeon import ipex
     from inferplane_xeon.ops import implementations
 
-    return implementations()
+    return [*implementations(), *ipex.implementations()]
 
 
 @impl
@@ -123,9 +132,23 @@ def kv_layouts(device: Device) -> Iterable[KVLayout]:
 
 
 @impl
+def graphs(device: Device) -> GraphBackend:
+    from inferplane_xeon.tape import Tapes
+
+    return Tapes()
+
+
+@impl
 def hints(device: Device) -> Hints:
-    dtype = "bfloat16" if device.info.arch == "avx512_bf16" else "float32"
-    return Hints(dtype=dtype, page_size=16, kv_cache_bytes=KV_BYTES, int8_inputs=True)
+    dtype = "bfloat16" if device.info.arch in BF16_ARCHS else "float32"
+    return Hints(
+        dtype=dtype,
+        page_size=16,
+        kv_cache_bytes=KV_BYTES,
+        int8_inputs=True,
+        token_buckets=BUCKETS,
+        record_fallbacks=False,
+    )
 
 
 @impl
@@ -133,4 +156,5 @@ def diagnostics(device: Device) -> Mapping[str, str]:
     from inferplane_xeon import kernels
 
     library = kernels.library()
-    return {"instruction set": library.isa(), "threads": str(library.threads())}
+    facts = {"instruction set": library.isa(), "threads": str(library.threads())}
+    return {**facts, "amx": kernels.TILES_NOTE} if library.isa() == "amx" else facts

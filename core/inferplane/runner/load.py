@@ -10,7 +10,7 @@ from inferplane.config import Config
 from inferplane.hw.device import Device, Hints
 from inferplane.hw.graphs import GraphBackend
 from inferplane.hw.kv import KVGroup, LayerKV
-from inferplane.hw.op import Determinism
+from inferplane.hw.op import Determinism, Reference
 from inferplane.layers import Model
 from inferplane.plugins import Plugins, open_device
 from inferplane.resolver import Resolver
@@ -27,12 +27,19 @@ from inferplane.runner.build import (
 )
 from inferplane.runner.inputs import Inputs
 from inferplane.runner.memory import Budget, allocate, plan_memory
+from inferplane.runner.packed import open_packed
 from inferplane.runner.runner import Runner
 from inferplane.runner.sampler import Sampler
 from inferplane.runner.schemes import SchemeChooser
 from inferplane.runner.tables import make_tables
 from inferplane.scheduling.pages import KVGroupPages
-from inferplane.weights import CheckpointWeights, DummyWeights, Progress, TensorSource, Weights
+from inferplane.weights import (
+    CheckpointWeights,
+    DummyWeights,
+    Progress,
+    StoredSource,
+    TensorSource,
+)
 
 KV_TYPES = {"fp8_e4m3": "float8_e4m3fn"}
 """--kv-cache-dtype -> KVSpec.dtype, where it is not that of the model"""
@@ -126,19 +133,36 @@ def prepare(config: Config, model: dict[str, Any], plugins: Plugins) -> Prepared
     return Prepared(config, model, architecture, device, hints, graphs, plugins, build)
 
 
-def open_weights(prepared: Prepared, source: Source, progress: Progress | None) -> Weights:
-    config, torch_device = prepared.config, prepared.device.info.torch_device
+def construct(prepared: Prepared, source: Source, progress: Progress | None) -> Model:
+    """The model with its weights: packed at an earlier start, or read and packed now."""
+    import torch
+
+    config, build, info = prepared.config, prepared.build, prepared.device.info
+    tensors = None
     if config.load_format == "dummy":
-        return DummyWeights(config.dtype, torch_device, {}, configured_scheme(source.config))
-    tensors = source.tensors()
-    stored = tensors.names()
-    return CheckpointWeights(
-        tensors,
-        config.dtype,
-        torch_device,
-        progress,
-        rename=lambda name: prepared.architecture.stored_name(name, stored),
-    )
+        stored_as = configured_scheme(source.config)
+        build.weights = DummyWeights(config.dtype, info.torch_device, {}, stored_as)
+    else:
+        tensors = source.tensors()
+        stored = tensors.names()
+        build.packed = open_packed(config, source.config, info, tensors)
+        build.weights = CheckpointWeights(
+            tensors,
+            config.dtype,
+            info.torch_device,
+            progress,
+            rename=lambda name: prepared.architecture.stored_name(name, stored),
+        )
+    with torch.inference_mode():
+        model = prepared.architecture.construct(prepared.model, build)
+    unused = build.weights.unused()
+    if unused:
+        log.warning("%d weights of the checkpoint are not used, such as %s", len(unused), unused[0])
+    if build.packed is not None:
+        build.packed.close()
+    if isinstance(tensors, StoredSource):
+        tensors.release()
+    return model
 
 
 def load(
@@ -151,18 +175,11 @@ def load(
 ) -> Loaded:
     """Read the weights, build the model, give it memory, and record its steps. `report` gets a
     line about whatever takes long after the weights."""
-    import torch
-
     prepared = prepare(config, source.config, plugins)
     if on_prepared:
         on_prepared(prepared)
     config, device, build = prepared.config, prepared.device, prepared.build
-    build.weights = open_weights(prepared, source, progress)
-    with torch.inference_mode():
-        model = prepared.architecture.construct(prepared.model, build)
-    unused = build.weights.unused()
-    if unused:
-        log.warning("%d weights of the checkpoint are not used, such as %s", len(unused), unused[0])
+    model = construct(prepared, source, progress)
     config, budget = plan_memory(
         build.schemes.record(config),
         prepared.model,
@@ -173,6 +190,9 @@ def load(
     )
     pages = allocate(build.groups, build.handles, budget, device)
     depth = 0 if config.disable_overlap or device.record() is None else 1
+    if prepared.graphs is not None and exact_shapes(prepared):
+        prepared.graphs = None
+        config = config.decide("the reference attention computes all padding", disable_graphs=True)
     runner = make_runner(prepared, config, model, depth)
     runner.record(config.max_running, report)
     device.freeze()
@@ -190,6 +210,13 @@ def load(
         model=model,
         depth=depth,
     )
+
+
+def exact_shapes(prepared: Prepared) -> bool:
+    """Whether steps are not padded because a fallback would compute all of it."""
+    chosen = [decision.chosen for decision in prepared.build.resolver.decisions.values()]
+    wasteful = any(isinstance(impl, Reference) and impl.wasteful for impl in chosen)
+    return wasteful and not prepared.hints.record_fallbacks
 
 
 def make_runner(prepared: Prepared, config: Config, model: Model, depth: int) -> Runner:
@@ -211,7 +238,9 @@ def make_runner(prepared: Prepared, config: Config, model: Model, depth: int) ->
         sampler = Sampler(build, tables, vocab)
     decode_only = any(d.support.capture == "decode" for d in build.resolver.decisions.values())
     mixed = () if decode_only else hints.mixed_buckets
-    inputs = Inputs(device, tables, build.groups, hints.token_buckets, mixed, columns, depth)
+    policy = "dynamic" if exact_shapes(prepared) else device.info.shape_policy
+    buckets = hints.token_buckets
+    inputs = Inputs(device, tables, build.groups, policy, buckets, mixed, columns, depth)
     return Runner(
         device, model, build, tables, inputs, sampler, prepared.graphs, hints.max_programs
     )
