@@ -1,6 +1,6 @@
 # make serve   install into .venv if needed and serve MODEL on http://127.0.0.1:PORT
 # make test    the whole suite         make lint   ruff and mypy
-# make suites  JSON schemas, openai-python's tests, schemathesis: against their ratchet files
+# make suites  JSON schemas, openai-python's tests, schemathesis, evil patterns
 # make ipex    xeon with Intel Extension for PyTorch, in an environment of its own with torch 2.8
 # make bench   throughput and latency  make docs   write the generated pages
 # make clean   remove .venv and caches
@@ -37,6 +37,7 @@ suites: .venv/.test
 	.venv/bin/python ci/suites/json_schema.py --jobs $(WORKERS)
 	.venv/bin/python ci/suites/openai_python.py
 	.venv/bin/python ci/suites/schemathesis_run.py
+	.venv/bin/python ci/suites/evil_patterns.py
 
 ipex: .venv/.python
 	.venv/bin/python ci/suites/ipex.py

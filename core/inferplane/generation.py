@@ -322,7 +322,9 @@ class Generator:
                 f"min_tokens is {params.min_tokens}, more than the {room} that fit",
                 param="min_tokens",
             )
-        return room if wanted is None else wanted
+        limit = room if wanted is None else wanted
+        params.verify_wanted_size(len(prompt), limit)
+        return limit
 
     async def check(self, params: SamplingParams) -> None:
         """RequestError for a constraint on the output that cannot be enforced. `stream` checks

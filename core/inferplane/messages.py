@@ -15,12 +15,13 @@ Logprob = tuple[int, float]
 
 class TokenLogprobs(msgspec.Struct, array_like=True):
     """Logprob of one chosen (or prompt) token, its rank (1 = most likely), and the most likely
-    tokens in falling order."""
+    tokens in falling order. `wanted` has the logprobs of SamplingParams.logprob_token_ids."""
 
     token: int
     logprob: float
     rank: int
     top: list[Logprob]
+    wanted: list[float] = []
 
 
 class Submit(msgspec.Struct, tag="submit", kw_only=True):

@@ -9,6 +9,9 @@ import msgspec
 from inferplane.errors import RequestError
 
 MAX_LOGPROBS = 20
+MAX_LOGPROB_TOKEN_IDS = 1024
+MAX_WANTED_LOGPROBS = 2**20
+"""logprobs of logprob_token_ids over all positions of a sequence"""
 MAX_SAMPLES = 128
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKENS = 64
@@ -79,7 +82,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     returns none, 0 only that of the chosen token, n also the n most likely. Logprobs are of the
     raw distribution, before temperature, penalties and bias. `prompt_logprobs` is the same for the
     prompt, from its token `prompt_logprobs_start` on: those before may come from the prefix cache,
-    except for the one that it follows. Penalties: repetition as in CTRL
+    except for the one that it follows. `logprob_token_ids` are tokens whose logprobs are wanted
+    wherever one of these two scores a position. Penalties: repetition as in CTRL
     (arXiv 1909.05858) over prompt and output; frequency and presence as in OpenAI's API, over the
     output alone. Without a `seed` each request draws its own.
 
@@ -109,6 +113,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     prompt_logprobs_start: int = 0
+    logprob_token_ids: list[int] = []
     json_schema: str | None = None
     regex: str | None = None
     ebnf: str | None = None
@@ -156,6 +161,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             if count is not None:
                 _in_range(name, count, 0, MAX_LOGPROBS)
         self._verify_lists(vocab_size)
+        self._verify_wanted()
         self.verify_constraint()
 
     def _verify_lists(self, vocab_size: int) -> None:
@@ -177,6 +183,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         for name, ids in (
             ("stop_token_ids", self.stop_token_ids),
             ("logit_bias", list(self.logit_bias)),
+            ("logprob_token_ids", self.logprob_token_ids),
         ):
             for token in ids:
                 if not 0 <= token < vocab_size:
@@ -186,6 +193,30 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                     )
         for value in self.logit_bias.values():
             _in_range("logit_bias", value, -100.0, 100.0)
+
+    def _verify_wanted(self) -> None:
+        count = len(self.logprob_token_ids)
+        if count > MAX_LOGPROB_TOKEN_IDS:
+            why = f"has {count} ids, at most {MAX_LOGPROB_TOKEN_IDS}"
+        elif count and self.logprobs is None and self.prompt_logprobs is None:
+            why = "needs logprobs or prompt_logprobs, which say where they are wanted"
+        else:
+            return
+        raise RequestError(f"logprob_token_ids {why}", param="logprob_token_ids")
+
+    def verify_wanted_size(self, prompt_len: int, max_tokens: int) -> None:
+        """RequestError if logprob_token_ids would give too many figures for such a sequence."""
+        scored = 0 if self.logprobs is None else max_tokens
+        if self.prompt_logprobs is not None:
+            scored += max(0, prompt_len - self.prompt_logprobs_start)
+        ids = len(self.logprob_token_ids)
+        if ids * scored > MAX_WANTED_LOGPROBS:
+            raise RequestError(
+                f"logprob_token_ids has {ids} ids for up to {scored} tokens, more than"
+                f" {MAX_WANTED_LOGPROBS} figures: send fewer ids, lower max_tokens or score less of"
+                " the prompt",
+                param="logprob_token_ids",
+            )
 
     def verify_constraint(self) -> None:
         """The part of `verify` that is about the output's form."""

@@ -17,12 +17,12 @@ ROUNDING = 1e-4
 
 
 def flat(scored: list[TokenLogprobs | None]) -> list[tuple[int, float]]:
-    """Own and top logprobs in one list."""
+    """Own, top and wanted logprobs in one list."""
     return [
         pair
         for item in scored
         if item is not None
-        for pair in [(item.token, item.logprob), *item.top]
+        for pair in [(item.token, item.logprob), *item.top, *enumerate(item.wanted)]
     ]
 
 

@@ -59,7 +59,7 @@ def watched() -> list[Submit]:
     """The requests whose bits must not change: greedy and at random, with every kind of filter."""
     kinds: list[dict[str, Any]] = [
         {},
-        {"temperature": 0.8, "prompt_logprobs": 3},
+        {"temperature": 0.8, "prompt_logprobs": 3, "logprob_token_ids": [4, 9]},
         {"temperature": 1.0, "top_p": 0.8, "top_k": 30},
         {"temperature": 0.7, "repetition_penalty": 1.3, "presence_penalty": 0.4},
         {"prompt_logprobs": 0, "logit_bias": {5: 4.0}},
@@ -92,8 +92,11 @@ def bits(answers: dict[str, Answer]) -> dict[str, Any]:
     return {
         name: (
             answer.tokens,
-            [(s.token, s.logprob, s.rank, s.top) for s in answer.logprobs],
-            [s and (s.token, s.logprob, s.rank, s.top) for s in answer.prompt_logprobs or []],
+            [(s.token, s.logprob, s.rank, s.top, s.wanted) for s in answer.logprobs],
+            [
+                s and (s.token, s.logprob, s.rank, s.top, s.wanted)
+                for s in answer.prompt_logprobs or []
+            ],
         )
         for name, answer in answers.items()
         if name.startswith("w")

@@ -15,6 +15,7 @@ from tests.models.serving import Answer, Served, ask, random_prompt, serve
 from tests.models.statistics import fits
 
 PROMPT = random_prompt(21, VOCAB, 8)
+NAMED = [5, 2, VOCAB - 1]
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +184,26 @@ def test_logprobs_are_of_the_raw_distribution(top: int, served: Served) -> None:
         check_score(answer.logprobs[index], answer.tokens[index], logits, top)
 
 
+def test_logprobs_of_named_tokens(made: tuple[Oracle, ModelSource], served: Served) -> None:
+    """By transformers' logits, beside requests that name others, or none, or want no logprobs."""
+    oracle, _ = made
+    ids = {"one": [7, 3, 3, VOCAB - 1], "two": [0], "three": list(range(VOCAB))}
+    wants: dict[str, Any] = {"temperature": 1.0, "repetition_penalty": 1.5, "min_tokens": 2}
+    mine = [
+        ask(name, random_prompt(20 + i, VOCAB), 9, logprobs=i, logprob_token_ids=some, **wants)
+        for i, (name, some) in enumerate(ids.items())
+    ]
+    beside = [ask("plain", PROMPT, 9), ask("scored", PROMPT[:7], 9, logprobs=2)]
+    answers = served.run([beside[0], mine[0], beside[1], mine[1]], [mine[2]])
+    for name, some in ids.items():
+        answer = answers[name]
+        logits = oracle.logits(answer.computed)[len(answer.prompt) - 1 :].log_softmax(-1)
+        assert len(answer.logprobs) == len(answer.tokens) == 9
+        for row, score in zip(logits, answer.logprobs, strict=True):
+            assert score.wanted == pytest.approx(row[some].tolist(), abs=1e-4)
+    assert all(score.wanted == [] for score in answers["scored"].logprobs)
+
+
 def check_score(score: Any, token: int, logits: torch.Tensor, top: int) -> None:
     expected = logits.double().log_softmax(-1)
     assert score.token == token
@@ -209,7 +230,9 @@ def test_prompt_logprobs(
     if cached:
         served.run([ask("warm", prompt)])
     start = 40 if cached else 0
-    mine = ask("one", prompt, 3, prompt_logprobs=4, prompt_logprobs_start=start)
+    mine = ask(
+        "one", prompt, 3, prompt_logprobs=4, prompt_logprobs_start=start, logprob_token_ids=NAMED
+    )
     beside = [ask("a", PROMPT, 9), ask("b", PROMPT[::-1], 9, prompt_logprobs=0)]
     answers = served.run([beside[0], mine, beside[1]])
     scores = answers["one"].prompt_logprobs
@@ -217,7 +240,9 @@ def test_prompt_logprobs(
     logits = oracle.logits(prompt)
     assert scores[:start] == [None] * start
     for position in range(max(1, start), len(prompt)):
-        check_score(scores[position], prompt[position], logits[position - 1], 4)
+        check_score(score := scores[position], prompt[position], row := logits[position - 1], 4)
+        assert score is not None
+        assert score.wanted == pytest.approx(row.log_softmax(-1)[NAMED].tolist(), abs=1e-4)
     assert answers["a"].prompt_logprobs is None
     others = answers["b"].prompt_logprobs
     assert others is not None and len(others) == len(PROMPT) and others[3].top == []

@@ -35,6 +35,7 @@ SAMPLING_HELP = {
     "logprobs": "log probability of each token, and of the K most likely",
     "prompt_logprobs": "the same of the prompt",
     "prompt_logprobs_start": "prompt tokens before the first that gets logprobs",
+    "logprob_token_ids": "token id that gets one wherever others do; may be given more than once",
     "json_schema": "the output is JSON that this schema allows",
     "regex": "the output matches this regular expression as a whole",
     "ebnf": "the output follows this grammar, in GBNF or Lark notation",

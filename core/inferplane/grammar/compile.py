@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from inferplane.errors import ConfigError, RequestError
 from inferplane.grammar.contract import (
     LLGUIDANCE,
@@ -79,19 +81,24 @@ class Compiler:
         raise first
 
     def _with(self, name: str, constraint: Constraint) -> Grammar:
-        if name == XGRAMMAR:
-            from inferplane.grammar.with_xgrammar import source_of
-
-            grammar = Grammar(XGRAMMAR, source_of(constraint, self._choices.whitespace))
-        else:
-            grammar = Grammar(LLGUIDANCE, self._llguidance(constraint))
+        grammar = self._grammar(name, constraint)
         try:
             self._try(grammar)
+            if constraint.after:  # the tokens tried so far came before it
+                bare = msgspec.structs.replace(constraint, after="")
+                self._try(self._grammar(name, bare))
         except GrammarError as error:
             if constraint.kind == "json_schema":
                 raise self._located(json.loads(constraint.text), str(error)) from None
             raise refusal(constraint.kind, str(error)) from None
         return grammar
+
+    def _grammar(self, name: str, constraint: Constraint) -> Grammar:
+        if name == XGRAMMAR:
+            from inferplane.grammar.with_xgrammar import source_of
+
+            return Grammar(XGRAMMAR, source_of(constraint, self._choices.whitespace))
+        return Grammar(LLGUIDANCE, self._llguidance(constraint))
 
     def _try(self, grammar: Grammar) -> None:
         """GrammarError unless the engine can take some tokens with it."""

@@ -1,5 +1,8 @@
 """Patterns and grammars of clients in the notation that llguidance reads."""
 
+import json
+from collections.abc import Mapping
+
 from inferplane.grammar.contract import refusal
 
 
@@ -33,3 +36,17 @@ def lark_grammar(text: str) -> str:
     except (GbnfToLarkError, RecursionError, ValueError) as error:
         raise refusal("ebnf", f"cannot be read: {error or type(error).__name__}"[:300]) from None
     return lark
+
+
+def literals(text: str, special: Mapping[str, int]) -> str:
+    """A text as terminals: special tokens by id, what is between them as strings."""
+    parts = []
+    while text:
+        found = [(text.find(name), -len(name), name) for name in special if name and name in text]
+        at, _, name = min(found, default=(len(text), 0, ""))
+        if at:
+            parts.append(json.dumps(text[:at]))
+        if name:
+            parts.append(f"<[{special[name]}]>")
+        text = text[at + len(name) :]
+    return " ".join(parts)

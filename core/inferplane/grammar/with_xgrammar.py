@@ -15,6 +15,7 @@ from inferplane.grammar.lark import plain_regex
 from inferplane.grammar.schema.document import Unsupported, child
 from inferplane.grammar.schema.lower import lower, parse_schema
 from inferplane.grammar.structural_tag import parse_tags
+from inferplane.grammar.structural_tag import plain as is_plain
 from inferplane.sampling_params import Constraint
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def tag_of(text: str) -> Any:
     if isinstance(given, dict) and "format" in given:
         return _checked(given)
     spec = parse_tags(text)
+    if not is_plain(spec):
+        raise refusal("structural_tag", "xgrammar cannot write such parts", "unsupported_parameter")
     tags = [
         {
             "type": "tag",

@@ -56,12 +56,14 @@ class PageWrite(msgspec.Struct, array_like=True):
 
 class PromptLogprobs(msgspec.Struct, array_like=True):
     """Score the prompt tokens `targets`: targets[i] follows the token `first` + i of those that
-    sequence `index` of this step computes. `first` and the targets are at most its q_len."""
+    sequence `index` of this step computes. `first` and the targets are at most its q_len.
+    At each of them the logprobs of `ids` are wanted, too."""
 
     index: int
     top: int
     targets: list[int]
     first: int = 0
+    ids: list[int] = []
 
 
 class StepPlan(msgspec.Struct, kw_only=True):
@@ -83,21 +85,27 @@ class StepPlan(msgspec.Struct, kw_only=True):
     """[N] indexes (into rows) of the sequences whose last token's logits are sampled"""
     logprobs: list[int] = []
     """[N] how many top logprobs each sampled sequence wants; -1 for none at all"""
+    logprob_ids: dict[int, list[int]] = {}
+    """index into sample -> tokens whose logprobs that sequence wants, if it names some"""
     init: list[RowInit] = []
     pages: list[PageWrite] = []
     prompt_logprobs: list[PromptLogprobs] = []
 
 
+Scored = tuple[float, int, list[tuple[int, float]], list[float]]
+"""logprob, rank, [(token, logprob), ...] of the most likely, and the logprobs of the wanted ids"""
+
+
 class StepResult(msgspec.Struct, kw_only=True):
     """What the device computed for a StepPlan, on the host.
 
-    `logprobs[i]` belongs to sample[i]: (logprob, rank, [(token, logprob), ...]) or None.
+    `logprobs[i]` belongs to sample[i], None if it wants none.
     `prompt_logprobs[i]` belongs to plan.prompt_logprobs[i], one entry per target.
     """
 
     tokens: list[int]
-    logprobs: list[tuple[float, int, list[tuple[int, float]]] | None] = []
-    prompt_logprobs: list[list[tuple[float, int, list[tuple[int, float]]]]] = []
+    logprobs: list[Scored | None] = []
+    prompt_logprobs: list[list[Scored]] = []
 
 
 @dataclass(slots=True, kw_only=True)

@@ -42,6 +42,10 @@ class Anthropic:
     def close(self) -> None:
         self._connection.close()
 
+    @property
+    def keeps_tokens(self) -> bool:
+        return False
+
     def text(self, transcript: Transcript) -> str:
         return chat_text(transcript)
 

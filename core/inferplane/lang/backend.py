@@ -14,10 +14,12 @@ from inferplane.lang.transcript import Message, Transcript
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A text, or a piece of one, and SGLang's meta_info of it (of all so far, in a stream)."""
+    """A text, or a piece of one, and SGLang's meta_info of it (of all so far, in a stream).
+    `reasoning`: what the backend itself has told apart from the text."""
 
     text: str
     meta: dict[str, Any]
+    reasoning: str = ""
 
 
 @dataclass
@@ -44,6 +46,11 @@ class Backend(Protocol):
     """Called from many threads at once."""
 
     token_usage: TokenUsage
+
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether `skip_special_tokens` can keep them in its answers: they may mark reasoning."""
+        ...
 
     def text(self, transcript: Transcript) -> str:
         """The prompt that the model reads."""

@@ -35,6 +35,10 @@ class RuntimeEndpoint:
     def close(self) -> None:
         self._connection.close()
 
+    @property
+    def keeps_tokens(self) -> bool:
+        return True
+
     def text(self, transcript: Transcript) -> str:
         return transcript.render(self._template)[0]
 

@@ -37,6 +37,10 @@ class EngineBackend:
         self.engine = engine
         self.token_usage = TokenUsage()
 
+    @property
+    def keeps_tokens(self) -> bool:
+        return True
+
     def text(self, transcript: Transcript) -> str:
         return transcript.render(self._template)[0]
 

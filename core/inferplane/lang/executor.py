@@ -7,7 +7,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from inferplane.errors import InferplaneError, ProgramError
@@ -23,6 +23,7 @@ from inferplane.lang.expressions import (
     Select,
     Text,
 )
+from inferplane.lang.reasoning import Apart, taken_apart, variable_of
 from inferplane.lang.sampling import Sampling
 from inferplane.lang.transcript import Transcript
 
@@ -78,8 +79,8 @@ class Executor:
         with self.changed:
             self._raise()
             self._queue.extend(parts)
-            made = [part.name for part in parts if isinstance(part, Gen | Select | ScopeEnd)]
-            self._promised.update([name for name in made if name is not None])
+            for part in parts:
+                self._promised.update(_made_by(part))
             if self._working:
                 return
             self._run_ready()
@@ -224,13 +225,26 @@ class Executor:
 
     def _gen(self, part: Gen) -> None:
         sampling = part.sampling.over(self.defaults)
+        if part.reasoning and self.backend.keeps_tokens:
+            sampling = replace(sampling, skip_special_tokens=False)
         if self.streaming and (sampling.n or 1) == 1:
             answers = [self._stream(part, sampling)]
         else:
             answers = self.backend.generate(self.transcript, sampling)
+            if part.reasoning:
+                prompt = self.backend.text(self.transcript)
+                parted = [taken_apart(part.reasoning, prompt, a.text) for a in answers]
+                answers = [
+                    Answer(text, a.meta, a.reasoning + thought)
+                    for a, (text, thought) in zip(answers, parted, strict=True)
+                ]
             self._show(part.name, answers[0].text)
         texts, metas = [a.text for a in answers], [a.meta for a in answers]
         single = len(answers) == 1
+        if part.reasoning and part.name is not None:
+            thoughts = [a.reasoning for a in answers]
+            with self.changed:
+                self._keep(variable_of(part.name), thoughts[0] if single else thoughts)
         self._took(part, texts[0], texts[0] if single else texts, metas[0] if single else metas)
 
     def _select(self, part: Select) -> None:
@@ -245,8 +259,9 @@ class Executor:
             if part.name is not None:
                 self.meta[part.name] = meta
                 self._keep(part.name, value)
-                if part.name in self._feeds:
-                    self._feeds[part.name].closed = True
+            for name in _made_by(part):
+                if name in self._feeds:
+                    self._feeds[name].closed = True
             self._notify()
 
     def _keep(self, name: str, value: Any) -> None:
@@ -254,14 +269,32 @@ class Executor:
         self._promised[name] -= 1
 
     def _stream(self, part: Gen, sampling: Sampling) -> Answer:
-        text, meta = "", {}
+        text, thought, meta = "", "", {}
         self._show_prompt()
+        apart = None
+        if part.reasoning:
+            apart = Apart(part.reasoning, self.backend.text(self.transcript))
         with closing(self.backend.stream(self.transcript, sampling)) as pieces:
             for piece in pieces:
-                text += piece.text
                 meta = piece.meta
-                self._show(part.name, piece.text)
-        return Answer(text, meta)
+                said, thinks = apart.push(piece.text) if apart else (piece.text, "")
+                thinks = piece.reasoning + thinks
+                text, thought = text + said, thought + thinks
+                self._show_both(part, said, thinks)
+        if apart:
+            said, thinks = apart.flush()
+            text, thought = text + said, thought + thinks
+            self._show_both(part, said, thinks)
+        return Answer(text, meta, thought)
+
+    def _show_both(self, part: Gen, text: str, thought: str) -> None:
+        """Reasoning is no part of the whole text."""
+        if thought and part.name is not None:
+            with self.changed:
+                self._feeds.setdefault(variable_of(part.name), Feed()).pieces.append(thought)
+                self._notify()
+        if text or not part.reasoning:
+            self._show(part.name, text)
 
     def _show_prompt(self) -> None:
         """To readers of the whole text; a template that rewrites what it wrote adds nothing."""
@@ -289,3 +322,12 @@ class Executor:
             self._promised.clear()
             self._working = False
             self._notify()
+
+
+def _made_by(part: Part) -> list[str]:
+    """The variables that a part makes."""
+    if isinstance(part, Gen):
+        return part.names
+    if isinstance(part, Select | ScopeEnd) and part.name is not None:
+        return [part.name]
+    return []

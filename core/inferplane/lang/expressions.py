@@ -6,13 +6,14 @@ Expressions are data; executor.py carries them out. `+` makes a sequence of two.
 import base64
 import mimetypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Union
 
 from inferplane.errors import ProgramError
 from inferplane.lang.choices import ChoicesMethod, token_length_normalized
+from inferplane.lang.reasoning import checked, variable_of
 from inferplane.lang.sampling import TYPE_NAMES, TYPES, Sampling, strings
 
 ROLES = ("system", "user", "assistant")
@@ -44,10 +45,19 @@ class Text(Expression):
 
 @dataclass(frozen=True, slots=True)
 class Gen(Expression):
-    """`name`: the variable that keeps the text."""
+    """`name`: the variable that keeps the text. `reasoning`: the format of what the model thinks
+    before it answers, which is no part of the text; "": that is not told apart."""
 
     name: str | None
     sampling: Sampling
+    reasoning: str = ""
+
+    @property
+    def names(self) -> list[str]:
+        """The variables that it makes."""
+        if self.name is None:
+            return []
+        return [self.name, variable_of(self.name)] if self.reasoning else [self.name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +221,19 @@ def select(
             " best choice: leave it out"
         )
     return Select(name, tuple(choices), choices_method)
+
+
+def separate_reasoning(expr: Appendable, model_type: str) -> Chain:
+    """Keep what the model thinks out of the text of each `gen` in `expr`, and in a variable of its
+    own: that of gen("x") is "x_reasoning_content". `model_type` names the format, as
+    --reasoning-parser does."""
+    name = checked(model_type)
+    parts = parts_of(expr)
+    if not any(isinstance(part, Gen) for part in parts):
+        raise ProgramError("separate_reasoning: there is no gen in it")
+    return Chain(
+        tuple(replace(part, reasoning=name) if isinstance(part, Gen) else part for part in parts)
+    )
 
 
 def image(source: str | bytes) -> Image:

@@ -26,6 +26,7 @@ NAMES = {
     "ignore_eos": "ignore_eos",
     "stop_token_ids": "stop_token_ids",
     "regex": "regex",
+    "skip_special_tokens": "skip_special_tokens",
 }
 """our name -> the field; those from min_tokens on are extensions, sent only where a program uses
 them, and a server without them refuses"""
@@ -52,6 +53,10 @@ class OpenAI:
     def close(self) -> None:
         self._connection.close()
 
+    @property
+    def keeps_tokens(self) -> bool:
+        return not self.is_chat_model
+
     def text(self, transcript: Transcript) -> str:
         return chat_text(transcript) if self.is_chat_model else self._plain(transcript)
 
@@ -61,9 +66,10 @@ class OpenAI:
         meta = self._usage(answer)
         answers = []
         for choice in answer["choices"]:
-            text = choice["message"]["content"] if self.is_chat_model else choice["text"]
-            _check_regex(sampling, text or "", choice)
-            answers.append(Answer(text or "", {**meta, **_choice_meta(choice)}))
+            said = choice["message"] if self.is_chat_model else {"content": choice["text"]}
+            text, thought = said["content"] or "", said.get("reasoning_content") or ""
+            _check_regex(sampling, text, choice)
+            answers.append(Answer(text, {**meta, **_choice_meta(choice)}, thought))
         return answers
 
     def stream(self, transcript: Transcript, sampling: Sampling) -> Generator[Answer, None, None]:
@@ -76,12 +82,13 @@ class OpenAI:
                     meta |= self._usage(event)
                     yield Answer("", meta)
                 for choice in event.get("choices", ()):
-                    piece = choice["delta"].get("content") if self.is_chat_model else choice["text"]
-                    text += piece or ""
+                    said = choice["delta"] if self.is_chat_model else {"content": choice["text"]}
+                    piece, thought = said.get("content") or "", said.get("reasoning_content") or ""
+                    text += piece
                     if choice.get("finish_reason"):
                         _check_regex(sampling, text, choice)
                         meta |= _choice_meta(choice)
-                    yield Answer(piece or "", meta)
+                    yield Answer(piece, meta, thought)
 
     def select(
         self, transcript: Transcript, choices: Sequence[str], method: ChoicesMethod

@@ -40,6 +40,7 @@ class Sampling:
     logprob_start_len: int | None = None
     top_logprobs_num: int | None = None
     return_text_in_logprobs: bool | None = None
+    skip_special_tokens: bool | None = None
     regex: str | None = None
     json_schema: str | None = None
 

@@ -15,6 +15,7 @@ from inferplane.parsers.events import Parser, Plain
 from inferplane.parsers.formats import FORCED, REASONING, TOOLS, ReasoningFormat, ToolFormat
 from inferplane.parsers.machine import Machine
 from inferplane.parsers.source import stand_ins
+from inferplane.parsers.written_calls import TaggedCall
 
 GROUP = "inferplane.parsers"
 AUTO, NONE = "auto", "none"
@@ -37,15 +38,13 @@ class Parsers:
     special: Mapping[str, str] = field(default_factory=dict)
     shown: Mapping[int, str] = field(default_factory=dict)
 
-    def can_force(self) -> bool:
-        """Whether a grammar, which writes text, can write calls in the model's own format."""
-        tag = self.tools.tag if self.tools else None
-        return tag is not None and not any(name in part for name in self.special for part in tag)
-
     def forced(self) -> ToolFormat:
         """The format of calls that a grammar forces."""
-        if self.tools is not None and self.can_force():
-            return self.tools
+        form = self.tools
+        if form is not None and form.writing is not None:
+            if isinstance(form.shape, TaggedCall):
+                return replace(form, shape=replace(form.shape, exact=True))
+            return form
         return replace(FORCED, short_ids=bool(self.tools and self.tools.short_ids))
 
     def starts_inside(self, end_of_prompt: str) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from inferplane.parsers.calls import FirstOf, JsonCalls, NamedCall, Shape
 from inferplane.parsers.harmony import MARKERS as HARMONY
 from inferplane.parsers.literals import Notation
+from inferplane.parsers.writing import DIGITS, Pairs, Section, Writing
 from inferplane.parsers.written_calls import BracedCall, PythonCalls, TaggedCall
 
 
@@ -23,8 +24,8 @@ class ToolFormat:
     which say nothing. `signs` tells the format by a chat template: each entry is a set of texts
     that a template which teaches this format has all of. `short_ids`: call ids are 9 letters and
     digits. `channels`: the whole answer is in harmony's channels, and `shape` has no part in it.
-    `tag` is what stands before and after the arguments of the function NAME, for formats whose
-    arguments are JSON, so that a grammar can force a call in the model's own words.
+    `writing` says how a grammar writes calls, so that it can hold a model to its own words; None
+    where it cannot.
     """
 
     opens: tuple[str, ...] = ()
@@ -35,7 +36,7 @@ class ToolFormat:
     signs: tuple[tuple[str, ...], ...] = ()
     short_ids: bool = False
     channels: bool = False
-    tag: tuple[str, str] | None = None
+    writing: Writing | None = None
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -74,14 +75,25 @@ _DEEPSEEK = ToolFormat(
     closes=("<｜tool▁call▁end｜>",),
     drop=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
 )
-_BEGIN = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>"
-_END = "<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+_BEGINS = ("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>")
 _DEEPSEEK_ENDS = ("<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>")
 _HERMES = ("</tool_call>",)
 
 TOOLS: dict[str, ToolFormat] = {
     "gpt-oss": ToolFormat(
-        drop=HARMONY, channels=True, signs=(("<|channel|>", "<|message|>", "<|start|>"),)
+        drop=HARMONY,
+        channels=True,
+        signs=(("<|channel|>", "<|message|>", "<|start|>"),),
+        writing=Writing(
+            calls=(("<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>", ""),),
+            triggers=("<|channel|>commentary to=",),
+            blocks=(
+                ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant"),
+                ("<|channel|>commentary<|message|>", "<|end|><|start|>assistant"),
+            ),
+            text="<|channel|>final<|message|>",
+            excluded=HARMONY,
+        ),
     ),
     "qwen3-coder": ToolFormat(
         opens=("<tool_call>", "<function="),
@@ -97,6 +109,19 @@ TOOLS: dict[str, ToolFormat] = {
             newlines=True,
         ),
         signs=(("<tool_call>", "<function=", "<parameter="),),
+        writing=Writing(
+            calls=(
+                ("<tool_call>\n<function=NAME>\n", "</function>\n</tool_call>"),
+                ("<function=NAME>\n", "</function>"),
+            ),
+            triggers=("<tool_call>", "<function="),
+            pairs=Pairs(
+                before="<parameter=KEY>\n",
+                after="\n</parameter>\n",
+                text=("", ""),
+                never="</parameter>",
+            ),
+        ),
     ),
     "glm-4.5": ToolFormat(
         opens=("<tool_call>",),
@@ -111,6 +136,16 @@ TOOLS: dict[str, ToolFormat] = {
             end="</tool_call>",
         ),
         signs=(("<tool_call>", "<arg_key>", "<arg_value>"),),
+        writing=Writing(
+            calls=(("<tool_call>NAME\n", "</tool_call>"),),
+            triggers=("<tool_call>",),
+            pairs=Pairs(
+                before="<arg_key>KEY</arg_key>\n<arg_value>",
+                after="</arg_value>\n",
+                text=("", ""),
+                never="</arg_value>",
+            ),
+        ),
     ),
     "kimi-k2": ToolFormat(
         opens=("<|tool_call_begin|>",),
@@ -122,6 +157,18 @@ TOOLS: dict[str, ToolFormat] = {
             split=kimi_name,
         ),
         signs=(("<|tool_calls_section_begin|>", "<|tool_call_begin|>"),),
+        writing=Writing(
+            calls=(
+                (
+                    f"<|tool_call_begin|>functions.NAME:{DIGITS}<|tool_call_argument_begin|>",
+                    "<|tool_call_end|>",
+                ),
+            ),
+            triggers=("<|tool_calls_section_begin|>", "<|tool_call_begin|>"),
+            sections=(
+                Section(begin="<|tool_calls_section_begin|>", end="<|tool_calls_section_end|>"),
+            ),
+        ),
     ),
     "deepseek-v3": replace(
         _DEEPSEEK,
@@ -131,13 +178,26 @@ TOOLS: dict[str, ToolFormat] = {
             lead=("function" + _SEPARATOR,),
             fence=("```json",),
         ),
-        tag=(_BEGIN + "function" + _SEPARATOR + "NAME\n```json\n", "\n```" + _END),
+        writing=Writing(
+            calls=(
+                (
+                    f"{_BEGINS[1]}function{_SEPARATOR}NAME\n```json\n",
+                    f"\n```{_DEEPSEEK_ENDS[0]}",
+                ),
+            ),
+            triggers=_BEGINS,
+            sections=(Section(begin=_BEGINS[0], between="\n", end=_DEEPSEEK_ENDS[1]),),
+        ),
         signs=(("<｜tool▁call▁begin｜>", "```json"),),
     ),
     "deepseek-v3.1": replace(
         _DEEPSEEK,
         shape=NamedCall(name_ends=(_SEPARATOR,), ends=_DEEPSEEK_ENDS),
-        tag=(_BEGIN + "NAME" + _SEPARATOR, _END),
+        writing=Writing(
+            calls=((f"{_BEGINS[1]}NAME{_SEPARATOR}", _DEEPSEEK_ENDS[0]),),
+            triggers=_BEGINS,
+            sections=(Section(begin=_BEGINS[0], end=_DEEPSEEK_ENDS[1]),),
+        ),
         signs=(("<｜tool▁call▁begin｜>",),),
     ),
     "mistral": ToolFormat(
@@ -149,6 +209,18 @@ TOOLS: dict[str, ToolFormat] = {
         ),
         signs=(("[TOOL_CALLS]",),),
         short_ids=True,
+        writing=Writing(
+            calls=(("[TOOL_CALLS]NAME[ARGS]", ""),),
+            triggers=("[TOOL_CALLS]",),
+            sections=(
+                Section(
+                    begin="[TOOL_CALLS] [",
+                    between=", ",
+                    end="]",
+                    call=('{"name": "NAME", "arguments": ', "}"),
+                ),
+            ),
+        ),
     ),
     "gemma4": ToolFormat(
         opens=("<|tool_call>",),
@@ -156,6 +228,11 @@ TOOLS: dict[str, ToolFormat] = {
         drop=('<|"|>',),
         shape=BracedCall("call:", Notation(quotes='"', raw='<|"|>', ends=",}]", brackets="[{")),
         signs=(("<|tool_call>", "<tool_call|>"),),
+        writing=Writing(
+            calls=(("<|tool_call>call:NAME{", "}<tool_call|>"),),
+            triggers=("<|tool_call>",),
+            pairs=Pairs(before="KEY:", between=",", text=('<|"|>', '<|"|>'), never='<|"|>'),
+        ),
     ),
     "gemma": ToolFormat(
         opens=("<start_function_call>",),
@@ -163,6 +240,13 @@ TOOLS: dict[str, ToolFormat] = {
         drop=("<escape>",),
         shape=BracedCall("call:", Notation(quotes='"', raw="<escape>", ends=",}]", brackets="[{")),
         signs=(("<start_function_call>",),),
+        writing=Writing(
+            calls=(("<start_function_call>call:NAME{", "}<end_function_call>"),),
+            triggers=("<start_function_call>",),
+            pairs=Pairs(
+                before="KEY:", between=",", text=("<escape>", "<escape>"), never="<escape>"
+            ),
+        ),
     ),
     "pythonic": ToolFormat(
         opens=("<|python_start|>", "<|python_tag|>"),
@@ -170,6 +254,17 @@ TOOLS: dict[str, ToolFormat] = {
         bare="[",
         shape=PythonCalls(),
         signs=(("func_name1(params_name1=",), ("<|python_start|>",)),
+        writing=Writing(
+            calls=(("NAME(", ")"),),
+            triggers=("<|python_start|>", "<|python_tag|>"),
+            pairs=Pairs(before="KEY=", between=", "),
+            sections=(
+                Section(begin="[", between=", ", end="]"),
+                Section(begin="<|python_start|>[", between=", ", end="]<|python_end|>"),
+                Section(begin="<|python_tag|>[", between=", ", end="]"),
+            ),
+            lead="[",
+        ),
     ),
     "llama3": ToolFormat(
         opens=("<|python_tag|>",),
@@ -179,12 +274,21 @@ TOOLS: dict[str, ToolFormat] = {
             ("<|python_tag|>",),
             ("<|start_header_id|>", '{"name": function name, "parameters":'),
         ),
+        writing=Writing(
+            calls=(('{"name": "NAME", "parameters": ', "}"),),
+            triggers=("<|python_tag|>",),
+            sections=(Section(between="; "), Section(begin="<|python_tag|>", between="; ")),
+            lead="{",
+        ),
     ),
     "hermes": ToolFormat(
         opens=("<tool_call>",),
         closes=_HERMES,
         shape=JsonCalls(stops=_HERMES),
-        tag=('<tool_call>\n{"name": "NAME", "arguments": ', "}\n</tool_call>"),
+        writing=Writing(
+            calls=(('<tool_call>\n{"name": "NAME", "arguments": ', "}\n</tool_call>"),),
+            triggers=("<tool_call>",),
+        ),
         signs=(("<tool_call>",),),
     ),
 }
@@ -193,7 +297,7 @@ TOOLS: dict[str, ToolFormat] = {
 FORCED = ToolFormat(
     bare="{",
     shape=JsonCalls(separators="\n", bare=True),
-    tag=('{"name": "NAME", "parameters": ', "}\n"),
+    writing=Writing(calls=(('{"name": "NAME", "parameters": ', "}\n"),), triggers=('{"name": ',)),
 )
 """what a grammar makes of a model that must call, but whose own format it cannot write"""
 

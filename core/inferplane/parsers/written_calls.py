@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inferplane.parsers.calls import MAX_NAME, Calls, drop, read_name
-from inferplane.parsers.json_text import quoted
+from inferplane.parsers.json_text import quoted, value
 from inferplane.parsers.literals import PYTHON, WORDS, Notation, literal
 from inferplane.parsers.source import SPACE, Reading, Source, markers
 
@@ -16,7 +16,9 @@ from inferplane.parsers.source import SPACE, Reading, Source, markers
 class TaggedCall:
     """A name and then each argument between tags. A value is text if the schema says string, else
     JSON (or a Python word) if it parses as such, else text. `newlines` around values are no part
-    of them."""
+    of them. `exact`: a grammar has written it, so that all that is no text is JSON, and in the
+    strings of that the tags mean nothing.
+    """
 
     name_open: str
     name_ends: tuple[str, ...]
@@ -26,6 +28,7 @@ class TaggedCall:
     value_end: str
     end: str
     newlines: bool = False
+    exact: bool = False
 
     def read(self, source: Source, calls: Calls, marker: str) -> Reading[bool]:
         if self.name_open and marker != self.name_open:
@@ -64,20 +67,26 @@ class TaggedCall:
         between = "" if first else ", "
         calls.arguments(f'{between}"{quoted(key)}": ')
         trimmed = _Trimmed(self.newlines)
-        is_text = _is_text(kinds.get(key))
+        text_only = is_text(kinds.get(key))
         held: list[str] = []
 
         def write(text: str) -> None:
             text = trimmed.take(text)
-            if is_text:
+            if text_only:
                 calls.arguments(quoted(text))
             else:
                 held.append(text)
 
-        calls.arguments('"' if is_text else "")
-        if not (yield from source.until(markers(self.value_end), write)):
+        calls.arguments('"' if text_only else "")
+        if self.exact and not text_only:
+            yield from source.skip()
+            yield from value(source, held.append)
+            whole = yield from source.until(markers(self.value_end), drop)
+        else:
+            whole = yield from source.until(markers(self.value_end), write)
+        if not whole:
             return False
-        calls.arguments('"' if is_text else _as_json("".join(held)))
+        calls.arguments('"' if text_only else _as_json("".join(held)))
         return True
 
 
@@ -100,7 +109,7 @@ class _Trimmed:
         return text.removesuffix("\n")
 
 
-def _is_text(schema: Any) -> bool:
+def is_text(schema: Any) -> bool:
     """Whether a value of this schema can only be a string."""
     if not isinstance(schema, dict):
         return False

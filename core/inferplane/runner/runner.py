@@ -19,6 +19,7 @@ from inferplane.runner.inputs import Inputs, Step
 from inferplane.runner.recorded import Recordings
 from inferplane.runner.sampler import Sampler, Scores
 from inferplane.runner.tables import Tables
+from inferplane.runner.wanted import wanted_logprobs
 
 if TYPE_CHECKING:
     from numpy import int32
@@ -49,7 +50,8 @@ class Pending:
     done: Event | None
     tokens: "Tensor"
     scores: Scores | None
-    prompt_scores: list[list[Scores]] = field(default_factory=list)
+    wanted: "list[Tensor]" = field(default_factory=list)  # f32[1, ids], as in plan.logprob_ids
+    prompt_scores: "list[list[tuple[Scores, Tensor]]]" = field(default_factory=list)
 
     def wait(self) -> StepResult:
         if self.done is not None:
@@ -58,12 +60,18 @@ class Pending:
         logprobs: list[Any] = []
         if self.scores is not None:
             rows = _rows(self.scores)
+            pairs = zip(plan.logprob_ids, self.wanted, strict=True)
+            named = {index: values[0].tolist() for index, values in pairs}
             logprobs = [
-                None if want < 0 else (row[0], row[1], row[2][:want])
-                for want, row in zip(plan.logprobs, rows, strict=False)
+                None if want < 0 else (row[0], row[1], row[2][:want], named.get(index, []))
+                for index, (want, row) in enumerate(zip(plan.logprobs, rows, strict=False))
             ]
         prompt = [
-            [(p, r, t[: want.top]) for part in parts for p, r, t in _rows(part)]
+            [
+                (p, r, t[: want.top], values)
+                for scores, wanted in parts
+                for (p, r, t), values in zip(_rows(scores), wanted.tolist(), strict=True)
+            ]
             for want, parts in zip(plan.prompt_logprobs, self.prompt_scores, strict=True)
         ]
         return StepResult(
@@ -109,6 +117,7 @@ class Runner:
         self._tables = tables
         self._inputs = inputs
         self._sampler = sampler
+        self._determinism = build.determinism
         self._plans = [bound for bound in build.bound if bound.plan is not None]
         self._synchronous = device.record() is None
         self._recordings = None
@@ -204,17 +213,27 @@ class Runner:
             tokens, scores = drawn.tokens, drawn.scores
         else:
             tokens = forwarded.logits.new_zeros(0)
+        named = [
+            self._wanted(forwarded.logits[index : index + 1], ids)  # which scores keep as they are
+            for index, ids in plan.logprob_ids.items()
+        ]
         prompt = [self._score_prompt(forwarded, wanted) for wanted in plan.prompt_logprobs]
         host = self._to_host
         return Pending(
             plan=plan,
             tokens=host(tokens),
             scores=host_scores(host, scores) if scores else None,
-            prompt_scores=[[host_scores(host, part) for part in parts] for parts in prompt],
+            wanted=[host(values) for values in named],
+            prompt_scores=[
+                [(host_scores(host, scores), host(wanted)) for scores, wanted in parts]
+                for parts in prompt
+            ],
             done=self.device.record(),
         )
 
-    def _score_prompt(self, forwarded: Forwarded, wanted: PromptLogprobs) -> list[Scores]:
+    def _score_prompt(
+        self, forwarded: Forwarded, wanted: PromptLogprobs
+    ) -> "list[tuple[Scores, Tensor]]":
         import torch
 
         first = sum(forwarded.step.plan.q_lens[: wanted.index]) + wanted.first
@@ -222,10 +241,15 @@ class Runner:
         rows = max(1, LOGITS_BYTES // (4 * vocab))
         targets = torch.tensor(wanted.targets, dtype=torch.int32, device=forwarded.hidden.device)
         hidden = forwarded.hidden[first : first + len(wanted.targets)]
-        return [
-            self._sampler.score(self._model.logits(h), t, wanted.top)
-            for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
-        ]
+        scored: list[tuple[Scores, Tensor]] = []
+        for h, t in zip(hidden.split(rows), targets.split(rows), strict=True):
+            logits = self._model.logits(h)
+            named = self._wanted(logits, wanted.ids)
+            scored.append((self._sampler.score(logits, t, wanted.top), named))
+        return scored
+
+    def _wanted(self, logits: "Tensor", ids: list[int]) -> "Tensor":
+        return wanted_logprobs(self.device, logits, ids, self._determinism)
 
     def _to_host(self, tensor: "Tensor") -> "Tensor":
         """On the host, complete once `done` is. What a recording gave is copied: the next step

@@ -153,9 +153,9 @@ class Scheduler:
             return []  # an earlier step failed
         for (owner, start), scores in zip(flight.scored, result.prompt_logprobs, strict=True):
             if owner.prompt_logprobs is not None:
-                for position, (logprob, rank, top) in enumerate(scores, start + 1):
+                for position, scored in enumerate(scores, start + 1):
                     token = owner.tokens[position]
-                    owner.prompt_logprobs[position] = TokenLogprobs(token, logprob, rank, top)
+                    owner.prompt_logprobs[position] = TokenLogprobs(token, *scored)
                 owner.scored = max(owner.scored, start + len(scores))
         outputs: list[Output] = []
         for index, request in enumerate(flight.sampled):
@@ -165,9 +165,9 @@ class Scheduler:
             first = request.reported == request.prompt_len
             output = self._report(request, self._append(request, token))
             if request.params.logprobs is not None:
-                scored = result.logprobs[index]
-                assert scored is not None, f"step {plan.step} lacks logprobs {index}"
-                output.logprobs = [TokenLogprobs(token, *scored)]
+                figures = result.logprobs[index]
+                assert figures is not None, f"step {plan.step} lacks logprobs {index}"
+                output.logprobs = [TokenLogprobs(token, *figures)]
             if first:
                 output.prompt_logprobs = request.prompt_logprobs
             outputs.append(output)
@@ -318,8 +318,12 @@ class Scheduler:
             first, end = max(start, request.scored), min(start + count, request.prompt_len - 1)
             if top is not None and first < end:
                 targets = request.tokens[first + 1 : end + 1].tolist()
-                plan.prompt_logprobs.append(PromptLogprobs(index, top, targets, first - start))
+                ids = request.params.logprob_token_ids
+                plan.prompt_logprobs.append(PromptLogprobs(index, top, targets, first - start, ids))
                 flight.scored.append((request, first))
+        if max(plan.logprobs, default=-1) >= 0:
+            wanted = [r.params.logprob_token_ids if r else [] for r in flight.sampled]
+            plan.logprob_ids = {index: ids for index, ids in enumerate(wanted) if ids}
         self._flights[self._step] = flight
         return plan
 

@@ -12,6 +12,7 @@ from inferplane.server.native import GenerateRequest, generate
 from inferplane.server.ollama import endpoints as ollama
 from inferplane.server.ollama import fields
 from inferplane.server.openapi import openapi
+from inferplane.server.reranking import RerankRequest, rerank
 from inferplane.server.responses import endpoints as responses
 from inferplane.server.responses.request import ResponsesRequest
 
@@ -44,7 +45,7 @@ ENDPOINTS = (
     Endpoint(f"{RESPONSE}/cancel", "POST", responses.cancel, KEY),
     Endpoint(f"{RESPONSE}/input_items", "GET", responses.input_items, KEY, query=PAGES),
     Endpoint("/v1/embeddings", "POST", scoring.embeddings, KEY, scoring.EmbeddingRequest),
-    Endpoint("/v1/rerank", "POST", scoring.rerank, KEY, scoring.RerankRequest),
+    Endpoint("/v1/rerank", "POST", rerank, KEY, RerankRequest),
     Endpoint("/v1/score", "POST", scoring.score, KEY, scoring.ScoreRequest),
     Endpoint("/v1/messages", "POST", anthropic.messages, KEY, anthropic.MessagesRequest, ANTHROPIC),
     Endpoint(

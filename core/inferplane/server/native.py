@@ -24,7 +24,7 @@ from inferplane.server.sampling import (
     renamed,
 )
 from inferplane.server.service import Service, namespace, new_id, tenant
-from inferplane.server.shapes import Ids, Text
+from inferplane.server.shapes import Ids, Text, TokensOfEach
 from inferplane.server.streaming import EventStream
 
 DEFAULT_MAX_NEW_TOKENS = 128
@@ -38,7 +38,6 @@ UNSUPPORTED_FIELDS = (
     "session_params",
     "custom_logit_processor",
     "return_hidden_states",
-    "token_ids_logprob",
     "session_id",
     "mm_hashes",
     "mm_content_hashes",
@@ -167,6 +166,7 @@ class GenerateRequest(Schema):
     return_logprob: OneOrMany[bool] | None = None
     logprob_start_len: OneOrMany[int] | None = None
     top_logprobs_num: OneOrMany[int] | None = None
+    token_ids_logprob: TokensOfEach = None
     return_text_in_logprobs: bool | None = None
     return_prompt_token_ids: bool | None = None
     rid: OneOrMany[RequestId] | None = None
@@ -186,7 +186,6 @@ class GenerateRequest(Schema):
     session_params: Any = None
     custom_logit_processor: Any = None
     return_hidden_states: Any = None
-    token_ids_logprob: Any = None
     session_id: Any = None
     mm_hashes: Any = None
     mm_content_hashes: Any = None
@@ -235,13 +234,37 @@ class GenerateRequest(Schema):
                         param=name,
                         code="invalid_value",
                     )
+        ids = self._named_tokens(count)
         names = [new_id("") for _ in range(count)]
         if self.rid is not None:
             names = self._each("rid", "", count) if count > 1 or len(self.rid) > 1 else self.rid
         return [
-            Wanted(name, logprobs=flag, start=start, top=top)
-            for name, flag, start, top in zip(names, flags, starts, tops, strict=True)
+            Wanted(name, logprobs=flag, start=start, top=top, ids=some)
+            for name, flag, start, top, some in zip(names, flags, starts, tops, ids, strict=True)
         ]
+
+    def _named_tokens(self, count: int) -> list[list[int]]:
+        """token_ids_logprob for each of `count` prompts: one id or one list of them is for all."""
+        value = self.token_ids_logprob
+        if value is None:
+            return [[]] * count
+        name = "token_ids_logprob"
+        shared: Any = [value] if type(value) is int else value
+        listed = isinstance(shared, list)
+        lists: list[Any] = [shared] * count if listed and is_ids(shared) else shared
+        if not listed or not all(one is None or is_ids(one) for one in lists):
+            why = "must be a list of token ids, or a list of one for each prompt"
+            raise RequestError(f"{name} {why}", param=name, code="invalid_type")
+        each: list[list[int]] = [one or [] for one in lists]
+        if len(each) != count:
+            why = f"has {len(each)} entries for {count} prompts"
+        elif not any(each):
+            why = "names no token"
+        elif any(token < 0 for ids in each for token in ids):
+            why = "has a negative token id"
+        else:
+            return each
+        raise RequestError(f"{name} {why}", param=name, code="invalid_value")
 
     def _each(self, name: str, default: Any, count: int) -> list[Any]:
         """The field for each of `count` prompts; one value is for all of them."""
@@ -283,6 +306,10 @@ class GenerateRequest(Schema):
         return [_sampling(value)] * count
 
 
+def is_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(one) is int for one in value)
+
+
 def _sampling(value: Any) -> NativeSampling:
     if not isinstance(value, dict):
         raise RequestError(
@@ -317,6 +344,7 @@ async def _prepared(service: Service, request: Request, asked: GenerateRequest) 
     names = {
         "prompt": field,
         "logprobs": "top_logprobs_num",
+        "logprob_token_ids": "token_ids_logprob",
         **{name: f"sampling_params.{name}" for name in (*SAME, *KINDS)},
         **SPELLINGS,
     }

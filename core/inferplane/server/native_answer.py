@@ -19,12 +19,14 @@ from inferplane.text.tokenizer import Tokenizer
 @dataclass(frozen=True)
 class Wanted:
     """What one prompt of the request wants to know. `name` is what the client calls it, `start`
-    the first position of the prompt to score, -1 for none, `top` how many alternatives."""
+    the first position of the prompt to score, -1 for none, `top` how many alternatives, `ids` the
+    tokens to score besides, wherever one is scored."""
 
     name: str
     logprobs: bool
     start: int
     top: int
+    ids: list[int]
 
     def params(self) -> dict[str, Any]:
         """The sampling parameters that this takes."""
@@ -33,7 +35,7 @@ class Wanted:
         scored = {}
         if self.start >= 0:
             scored = {"prompt_logprobs": self.top, "prompt_logprobs_start": self.start + 1}
-        return {"logprobs": self.top, **scored}
+        return {"logprobs": self.top, "logprob_token_ids": self.ids, **scored}
 
 
 @dataclass
@@ -167,7 +169,17 @@ class Scores:
                 None if i == 0 or item is None else self._top(item) for i, item in enumerate(scored)
             ]
             meta["output_top_logprobs"] = [self._top(item) for item in outputs]
+        if self.wanted.ids:
+            meta["input_token_ids_logprobs"] = [
+                None if i == 0 or item is None else self._named(item)
+                for i, item in enumerate(scored)
+            ]
+            meta["output_token_ids_logprobs"] = [self._named(item) for item in outputs]
         return meta
+
+    def _named(self, item: TokenLogprobs) -> list[list[Any]]:
+        pairs = zip(self.wanted.ids, item.wanted, strict=True)
+        return [self._entry(logprob, token) for token, logprob in pairs]
 
     def _top(self, item: TokenLogprobs) -> list[list[Any]]:
         return [self._entry(logprob, token) for token, logprob in item.top[: self.wanted.top]]

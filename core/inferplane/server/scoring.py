@@ -1,4 +1,4 @@
-"""POST /v1/score, and /v1/embeddings and /v1/rerank, which a model that generates text refuses.
+"""POST /v1/score, and /v1/embeddings, which a model that generates text refuses.
 
 A score is the probability that a label's token comes next after a text, as SGLang computes it.
 """
@@ -12,11 +12,11 @@ from starlette.responses import Response
 
 from inferplane.errors import RequestError
 from inferplane.generation import MAX_SEQUENCES
-from inferplane.sampling_params import MAX_LOGPROBS, SamplingParams
+from inferplane.sampling_params import SamplingParams
 from inferplane.server import body
 from inferplane.server.body import Schema
 from inferplane.server.encode import json_response
-from inferplane.server.logprobs import MIN_LOGPROB, finite
+from inferplane.server.logprobs import finite
 from inferplane.server.openai_fields import ShortText
 from inferplane.server.prompts import prompts_of
 from inferplane.server.sampling import MAX_ITEMS, renamed
@@ -24,7 +24,6 @@ from inferplane.server.service import Service, Usage, namespace
 from inferplane.server.shapes import OnePrompt, Prompt
 
 Labels = Annotated[list[int], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
-Documents = Annotated[list[str], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
 
 
 class EmbeddingRequest(Schema):
@@ -34,18 +33,6 @@ class EmbeddingRequest(Schema):
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1, le=2**20)] | None = None
-    user: ShortText | None = None
-
-
-class RerankRequest(Schema):
-    no_effect: ClassVar[tuple[str, ...]] = ("user",)
-
-    query: str
-    documents: Documents
-    model: str | None = None
-    top_n: Annotated[int, Field(ge=1, le=MAX_ITEMS)] | None = None
-    return_documents: bool | None = None
-    instruct: str | None = None
     user: ShortText | None = None
 
 
@@ -68,24 +55,14 @@ async def embeddings(service: Service, request: Request) -> Response:
     asked = await body.read(request, EmbeddingRequest)
     service.check_model(asked.model)
     prompts_of(asked.input, "input")
-    raise _generates_text(service, "embeddings", "serve an embedding model for that")
+    raise generates_text(service, "embeddings", "serve an embedding model for that")
 
 
-async def rerank(service: Service, request: Request) -> Response:
-    asked = await body.read(request, RerankRequest)
-    service.check_model(asked.model)
-    raise _generates_text(
-        service,
-        "a relevance score for documents",
-        "use /v1/score with the token ids of the labels that its prompt asks for",
-    )
-
-
-def _generates_text(service: Service, what: str, remedy: str) -> RequestError:
+def generates_text(service: Service, what: str, remedy: str) -> RequestError:
     architecture = service.client.info.architecture
     return RequestError(
-        f"The model '{service.names[0]}' ({architecture}) generates text and has no head that "
-        f"gives {what}: {remedy}.",
+        f"The model '{service.names[0]}' ({architecture}) generates text and has no "
+        f"{what}: {remedy}.",
         param="model",
         code="unsupported_by_model",
     )
@@ -113,7 +90,7 @@ async def score(service: Service, request: Request) -> Response:
     scorer = Scorer(service, request, namespace(request, asked.cache_salt))
     with renamed(prompt="items"):
         logprobs = await scorer.score(prompts, labels)
-    rows = [_row([found[label] for label in labels], asked.apply_softmax) for found in logprobs]
+    rows = [_row(found, asked.apply_softmax) for found in logprobs]
     return json_response(
         {
             "object": "scoring",
@@ -164,8 +141,7 @@ def _row(logprobs: list[float], softmax: bool | None) -> list[float]:
 
 
 class Scorer:
-    """Finds the logprobs of labels: among the most likely next tokens, and for those that are not
-    there by scoring the text with the label behind it."""
+    """Finds the logprobs of labels."""
 
     def __init__(self, service: Service, request: Request, namespace: str) -> None:
         self._service = service
@@ -173,26 +149,14 @@ class Scorer:
         self._namespace = namespace
         self.usage = Usage([])
 
-    async def score(self, prompts: list[list[int]], labels: list[int]) -> list[dict[int, float]]:
+    async def score(self, prompts: list[list[int]], labels: list[int]) -> list[list[float]]:
         """For each prompt the logprob of each label as the next token."""
+        params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=0, logprob_token_ids=labels)
         prepare = self._service.generator.prepare
-        params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=MAX_LOGPROBS)
         samples = prepare(prompts, params, namespace=self._namespace)
         self.usage = Usage(samples)
-        found: list[dict[int, float]] = []
-        for i, done in enumerate(await self._service.complete(self._request, samples)):
-            self.usage.add(i, done)
-            found.append({token: finite(logprob) for token, logprob in done.logprobs[0].top})
+        done = await self._service.complete(self._request, samples)
+        for i, completion in enumerate(done):
+            self.usage.add(i, completion)
         self.usage.output = 0  # nobody asked for the tokens that these steps made
-        missing = [
-            (i, label) for i, known in enumerate(found) for label in labels if label not in known
-        ]
-        scored = SamplingParams(max_tokens=0, prompt_logprobs=0)
-        longer = [[*prompts[i], label] for i, label in missing]
-        samples = prepare(longer, scored, namespace=self._namespace) if longer else []
-        for (i, label), done in zip(
-            missing, await self._service.complete(self._request, samples), strict=True
-        ):
-            last = (done.prompt_logprobs or [None])[-1]
-            found[i][label] = MIN_LOGPROB if last is None else finite(last.logprob)
-        return found
+        return [[finite(logprob) for logprob in one.logprobs[0].wanted] for one in done]

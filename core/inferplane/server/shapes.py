@@ -31,6 +31,10 @@ OptionalPrompt = Annotated[Any, WithJsonSchema({"anyOf": [*_ANY_PROMPT, _NULL]})
 OnePrompt = Annotated[Any, WithJsonSchema({"anyOf": [_TEXT, _IDS]})]
 Text = Annotated[Any, WithJsonSchema({"anyOf": [_TEXT, _many(_TEXT), _NULL]})]
 Ids = Annotated[Any, WithJsonSchema({"anyOf": [_IDS, _many(_IDS), _NULL]})]
+TokensOfEach = Annotated[
+    Any, WithJsonSchema({"anyOf": [_ID, _IDS, _many({"anyOf": [_IDS, _NULL]}), _NULL]})
+]
+"""token ids for all prompts, or a list of them for each"""
 Tokens = Annotated[Any, WithJsonSchema({"type": "array", "items": _ID})]
 
 _CHAT = _many(_message("system", "developer", "user", "assistant"))

@@ -31,11 +31,11 @@ from starlette.requests import Request
 from inferplane.errors import RequestError
 from inferplane.generation import Completion, Delta, Sample
 from inferplane.messages import TokenLogprobs
-from inferplane.parsers.choose import Parsers
 from inferplane.parsers.events import Arguments, Event, Parsed, Parser, Plain, ToolCall
-from inferplane.parsers.formats import ToolFormat
-from inferplane.sampling_params import Constraint, SamplingParams, Tag, structural_tag_constraint
+from inferplane.sampling_params import SamplingParams
+from inferplane.server.demand import demand, may_call_early
 from inferplane.server.open_requests import Owner
+from inferplane.server.sampling import renamed
 from inferplane.server.service import Service, Usage, openai_finish
 from inferplane.server.streaming import while_connected
 from inferplane.server.tools import AUTO, Tool, ToolChoice
@@ -201,7 +201,14 @@ async def begin(service: Service, ask: Ask) -> Turn:
     inside = parsers.starts_inside(
         generator.tokenizer.decode(prompt[-TAIL:], skip_special_tokens=False)
     )
-    tools, constraint = demand(parsers, ask, offered)
+    tools, constraint = demand(
+        parsers,
+        offered,
+        ask.tool_choice,
+        many=ask.parallel_tool_calls,
+        in_reasoning=inside,
+        constrained=ask.params.constraint is not None,
+    )
     params = ask.params
     if constraint is not None:
         params = msgspec.structs.replace(params, **constraint.fields())
@@ -210,6 +217,7 @@ async def begin(service: Service, ask: Ask) -> Turn:
         and inside
         and parsers.reasoning
         and not params.constrain_after
+        and not (constraint is not None and may_call_early(parsers, ask.tool_choice))
     ):
         params = msgspec.structs.replace(params, constrain_after=parsers.reasoning.closes)
     make = parsers.parser(
@@ -218,7 +226,8 @@ async def begin(service: Service, ask: Ask) -> Turn:
         separate=ask.separate_reasoning,
         schemas={tool.name: tool.parameters or {} for tool in offered},
     )
-    await generator.check(params)
+    with renamed(**({} if constraint is None else {"structural_tag": "tools"})):
+        await generator.check(params)
     samples = generator.prepare(
         [prompt],
         params,
@@ -228,51 +237,6 @@ async def begin(service: Service, ask: Ask) -> Turn:
         trace=parsers.reasoning is not None,
     )
     return Turn(service, samples, make, ask.parallel_tool_calls)
-
-
-def demand(
-    parsers: Parsers, ask: Ask, offered: Sequence[Tool]
-) -> tuple[ToolFormat | None, Constraint | None]:
-    """The format in which calls come, and what a grammar must hold them to: that there is one if
-    the choice is required or named, and arguments of strict tools that obey their schemas."""
-    required = ask.tool_choice.mode == "required"
-    strict = [tool.name for tool in offered if tool.strict]
-    if not offered or not (required or strict):
-        return (parsers.tools if offered else None), None
-    if ask.params.constraint is not None:
-        raise RequestError(
-            "response_format, and whatever else constrains the output, excludes strict tools and"
-            " a tool_choice that requires a call: leave one of them out.",
-            param="tool_choice" if required else "tools",
-            code="invalid_value",
-        )
-    if not required and not parsers.can_force():
-        raise RequestError(
-            f"strict is not supported for calls that the model may make in its own format"
-            f" ({parsers.tools_name}): send tool_choice 'required', or leave strict out of"
-            f" '{strict[0]}'.",
-            param="tools",
-            code="unsupported_parameter",
-        )
-    form = parsers.forced()
-    assert form.tag is not None
-    before, after = form.tag
-    tags = [
-        Tag(before.replace("NAME", tool.name), _schema(tool, required), after)
-        for tool in offered
-        if ask.tool_choice.name in (None, tool.name)
-    ]
-    many = ask.parallel_tool_calls and ask.tool_choice.name is None
-    markers = (m for m in form.markers if before.startswith(m))
-    trigger = next(markers, before.partition("NAME")[0])
-    return form, structural_tag_constraint(tags, [trigger], required=required, many=many)
-
-
-def _schema(tool: Tool, required: bool) -> dict[str, Any]:
-    """What a grammar holds the arguments to."""
-    if tool.parameters is None:
-        return {"type": "object", "properties": {}, "additionalProperties": False}
-    return tool.parameters if tool.strict or required else {"type": "object"}
 
 
 def _check_tools(service: Service) -> None:

@@ -5,7 +5,7 @@ mix-up between requests shows. Run as a module it stands in for the real engine 
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -176,10 +176,11 @@ class FakeEngineCore:
             if len(sequence.made) >= submit.max_tokens:
                 output.finish_reason = "length"
                 break
+        ids = submit.params.logprob_token_ids
         if submit.params.logprobs is not None:
-            output.logprobs = [logprobs(t, submit.params.logprobs) for t in output.tokens]
+            output.logprobs = [logprobs(t, submit.params.logprobs, ids) for t in output.tokens]
         if first and submit.params.prompt_logprobs is not None:
-            rest = [logprobs(t, submit.params.prompt_logprobs) for t in submit.prompt[1:]]
+            rest = [logprobs(t, submit.params.prompt_logprobs, ids) for t in submit.prompt[1:]]
             skipped = min(submit.params.prompt_logprobs_start, len(submit.prompt))
             output.prompt_logprobs = [*[None] * skipped, *[None, *rest][skipped:]]
         self.stats.output_tokens += len(output.tokens)
@@ -195,10 +196,11 @@ class FakeEngineCore:
         return self.behaviour.low + int.from_bytes(digest[:4], "little") % span
 
 
-def logprobs(token: int, count: int) -> TokenLogprobs:
-    """A made-up but fixed distribution: the chosen token first, then its successors."""
+def logprobs(token: int, count: int, ids: Sequence[int] = ()) -> TokenLogprobs:
+    """A made-up but fixed distribution: the nearer to the chosen token, the likelier."""
     top: list[Logprob] = [(token + i, -0.25 - i) for i in range(count)]
-    return TokenLogprobs(token=token, logprob=-0.25, rank=1, top=top)
+    wanted = [-0.25 - abs(i - token) for i in ids]
+    return TokenLogprobs(token=token, logprob=-0.25, rank=1, top=top, wanted=wanted)
 
 
 def _common(first: list[int], second: list[int]) -> int:

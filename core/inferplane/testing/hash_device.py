@@ -11,10 +11,8 @@ Integers only: their hashes are the same in every process.
 import zlib
 from collections.abc import Sequence
 
-from inferplane.hw.batch import FROM_DEVICE, RowInit, StepPlan, StepResult
+from inferplane.hw.batch import FROM_DEVICE, RowInit, Scored, StepPlan, StepResult
 from inferplane.scheduling.pages import KVGroupPages
-
-Scores = tuple[float, int, list[tuple[int, float]]]
 
 
 class SimulationError(Exception):
@@ -34,10 +32,11 @@ def sample(state: int, seed: int, sample_index: int, vocab_size: int) -> int:
     return hash((state, seed, sample_index)) % vocab_size
 
 
-def score(state: int, token: int, top: int) -> Scores:
-    """A made-up logprob of `token`, its rank, and the `top` best."""
-    draw = hash((state, token)) % 1000
-    return -draw / 64, draw + 1, [(rank, -rank / 8) for rank in range(top)]
+def score(state: int, token: int, top: int, ids: Sequence[int] = ()) -> Scored:
+    """A made-up logprob of `token`, its rank, the `top` best, and the logprobs of `ids`."""
+    draw, *others = [hash((state, one)) % 1000 for one in (token, *ids)]
+    best = [(rank, -rank / 8) for rank in range(top)]
+    return -draw / 64, draw + 1, best, [-other / 64 for other in others]
 
 
 def namespace_id(namespace: str) -> int:
@@ -178,15 +177,18 @@ class HashDevice:
 
     def _result(self, plan: StepPlan, states: dict[int, list[int]]) -> StepResult:
         result = StepResult(tokens=[])
-        for index, top in zip(plan.sample, plan.logprobs, strict=True):
+        for at, (index, top) in enumerate(zip(plan.sample, plan.logprobs, strict=True)):
             init, state = self._rows[plan.rows[index]], states[index][-1]
             token = sample(state, init.seed, init.sample_index, self._vocab_size)
             self._last[init.row] = token
             result.tokens.append(token)
-            result.logprobs.append(score(state, token, top) if top >= 0 else None)
+            ids = plan.logprob_ids.get(at, [])
+            result.logprobs.append(score(state, token, top, ids) if top >= 0 else None)
         for wanted in plan.prompt_logprobs:
             pairs = zip(states[wanted.index][wanted.first :], wanted.targets, strict=False)
-            result.prompt_logprobs.append([score(state, t, wanted.top) for state, t in pairs])
+            result.prompt_logprobs.append(
+                [score(state, t, wanted.top, wanted.ids) for state, t in pairs]
+            )
         return result
 
     def _read(self, group: int, row: int, end: int) -> list[int | None]:

@@ -113,6 +113,7 @@ class Simulation:
             min_tokens=rng.choice([0, 0, rng.randint(0, answer)]),
             logprobs=rng.choice([None, None, 0, 2]),
             prompt_logprobs=rng.choice([None] * 7 + [1]),
+            logprob_token_ids=rng.choice([[], [3, 1]]),
             prompt_logprobs_start=answer % 3 * len(prompt) // 2,
             repetition_penalty=rng.choice([1.0, 1.0, 1.5]),
         )
@@ -339,15 +340,15 @@ class Simulation:
         client.unheard.clear()
         require(output.tokens == expected, f"{submit.request_id} should get {expected}:", output)
         states = oracle.states
-        scores = None
+        scores, ids = None, params.logprob_token_ids
         if params.logprobs is not None:
-            scores = [TokenLogprobs(token, *score(states[-1], token, params.logprobs))]
+            scores = [TokenLogprobs(token, *score(states[-1], token, params.logprobs, ids))]
         require(output.logprobs == scores, f"logprobs should be {scores}:", output)
         prompt_scores: list[TokenLogprobs | None] | None = None
         if params.prompt_logprobs is not None and not client.heard:
             top, later = params.prompt_logprobs, submit.prompt[1:]
             pairs = zip(states, later, strict=False)
-            prompt_scores = [None, *(TokenLogprobs(t, *score(s, t, top)) for s, t in pairs)]
+            prompt_scores = [None, *(TokenLogprobs(t, *score(s, t, top, ids)) for s, t in pairs)]
             skipped = min(params.prompt_logprobs_start, len(prompt_scores))
             prompt_scores[:skipped] = [None] * skipped
         require(output.prompt_logprobs == prompt_scores, "wrong prompt logprobs:", output)

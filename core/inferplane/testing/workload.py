@@ -16,12 +16,12 @@ from inferplane.sampling_params import SamplingParams
 from inferplane.testing.tiny import TinySource
 
 SAMPLING: tuple[dict[str, Any], ...] = (
-    {"temperature": 0.0, "logprobs": 3},
+    {"temperature": 0.0, "logprobs": 3, "logprob_token_ids": [5, 90, 0]},
     {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "logprobs": 2},
     {"temperature": 1.0, "repetition_penalty": 1.3, "frequency_penalty": 0.5, "logprobs": 0},
     {"temperature": 0.0, "presence_penalty": 1.5, "logit_bias": {5: 1.5, 9: -100.0}, "logprobs": 1},
     {"temperature": 1.2, "min_p": 0.05, "min_tokens": 6, "logprobs": 1},
-    {"temperature": 0.0, "prompt_logprobs": 2, "logprobs": 1},
+    {"temperature": 0.0, "prompt_logprobs": 2, "logprobs": 1, "logprob_token_ids": [1, 2]},
     {"temperature": 1.0},
 )
 

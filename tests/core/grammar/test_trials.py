@@ -69,6 +69,7 @@ EVIL = {
     "grammar": Constraint("ebnf", "root ::= " + "(" * 30_000 + '"a"' + ")" * 30_000),
     "nested text": Constraint("json_schema", '{"items":' * 20_000 + "{}" + "}" * 20_000),
     "recursion": Constraint("json_schema", '{"$ref": "#"}'),
+    "behind a text": Constraint("json_schema", '{"anyOf": [{"$ref": "#"}]}', "</think>"),
     "crossed recursion": json_schema_constraint(
         {
             "$ref": "#/$defs/a",

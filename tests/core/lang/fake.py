@@ -31,6 +31,10 @@ class FakeBackend:
         self.closed_streams = 0
         self._lock = threading.Lock()
 
+    @property
+    def keeps_tokens(self) -> bool:
+        return False
+
     def text(self, transcript: Transcript) -> str:
         return chat_text(transcript)
 

@@ -50,7 +50,7 @@ def chat(live: LiveServer) -> Iterator[sgl.OpenAI]:
 def alphabetical(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fake engine finds a letter the likelier the earlier it is."""
 
-    def logprobs(token: int, count: int) -> TokenLogprobs:
+    def logprobs(token: int, count: int, ids: object = ()) -> TokenLogprobs:
         return TokenLogprobs(token, -token / 10, 1, [])
 
     monkeypatch.setattr(fake_engine, "logprobs", logprobs)

@@ -10,8 +10,8 @@ import pytest
 from inferplane.errors import ConfigError, PluginError
 from inferplane.parsers import choose as module
 from inferplane.parsers.choose import choose
-from inferplane.parsers.events import Arguments, Plain, Text, ToolCall
-from inferplane.parsers.formats import REASONING, TOOLS, ReasoningFormat, ToolFormat
+from inferplane.parsers.events import Arguments, Plain, ToolCall
+from inferplane.parsers.formats import FORCED, REASONING, TOOLS, ReasoningFormat, ToolFormat
 from inferplane.parsers.machine import Machine
 from tests.rules.source import REPO
 from tests.rules.test_documented import load
@@ -113,19 +113,12 @@ def test_markers_that_are_special_tokens() -> None:
     assert chosen.parser(None, in_reasoning=False, separate=True, schemas={}) is Plain
 
 
-def test_who_can_be_forced() -> None:
-    assert choose("hermes", "none", "").can_force()
-    assert not choose("hermes", "none", "", {1: "<tool_call>"}).can_force()
+def test_what_a_grammar_forces() -> None:
     for name, form in TOOLS.items():
-        chosen = choose(name, "none", "")
-        assert chosen.can_force() == (form.tag is not None)
-        forced = chosen.forced()
-        assert forced.tag is not None and forced.short_ids == form.short_ids
-        before, after = forced.tag
-        make = chosen.parser(forced, in_reasoning=False, separate=True, schemas={})
-        events = make().push(before.replace("NAME", "f") + '{"a": 1}' + after)
-        assert [e.name for e in events if isinstance(e, ToolCall)] == ["f"]
-        assert not [e for e in events if isinstance(e, Text)]
+        forced = choose(name, "none", "").forced()
+        assert forced.writing == form.writing is not None
+    assert choose("none", "none", "").forced().writing == FORCED.writing
+    assert choose("qwen3-coder", "none", "").forced().shape != TOOLS["qwen3-coder"].shape
 
 
 def test_where_reasoning_starts() -> None:

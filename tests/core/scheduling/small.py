@@ -37,8 +37,10 @@ def plan_of(scheduler: Scheduler) -> StepPlan:
 def answer(plan: StepPlan, token: int = 99) -> StepResult:
     return StepResult(
         tokens=[token] * len(plan.sample),
-        logprobs=[None if top < 0 else (-1.0, 1, [(token, -1.0)][:top]) for top in plan.logprobs],
-        prompt_logprobs=[[(-float(t), 1, []) for t in p.targets] for p in plan.prompt_logprobs],
+        logprobs=[
+            None if top < 0 else (-1.0, 1, [(token, -1.0)][:top], []) for top in plan.logprobs
+        ],
+        prompt_logprobs=[[(-float(t), 1, [], []) for t in p.targets] for p in plan.prompt_logprobs],
     )
 
 

@@ -204,7 +204,7 @@ NATIVE_FIELDS: dict[str, list[Any]] = {
     "bootstrap_host": ["10.0.0.1"],
     "incremental_streaming_output": NOT_BOOL,
     "return_prompt_token_ids": NOT_BOOL,
-    "token_ids_logprob": [[1], 1],
+    "token_ids_logprob": ["1", True, {}, 1.5, [1.5], [True], ["1"], [1, [1]], [[1], [2]]],
     "return_entropy": [True],
     "kv_hints": [{}],
     "temperature": [1],

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from inferplane.grammar.trial import WORKERS, Worker
+from inferplane.grammar.trial_worker import Verdict
 from inferplane.sampling_params import Constraint
 from tests.core.server.live_server import LiveServer, live_server
 
@@ -30,6 +32,7 @@ OPENAI: list[tuple[dict[str, Any], Constraint]] = [
     ({"regex": "a+"}, Constraint("regex", "a+")),
     ({"guided_regex": "a+"}, Constraint("regex", "a+")),
     ({"guided_choice": ["yes.", "no"]}, Constraint("regex", r"(?:yes\.)|(?:no)")),
+    ({"guided_choice": ["<b>", "a|"]}, Constraint("regex", r"(?:<b>)|(?:a\|)")),
     ({"ebnf": 'root ::= "a"'}, Constraint("ebnf", 'root ::= "a"')),
     ({"regex": "a", "constrain_after": "</t>"}, Constraint("regex", "a", "</t>")),
     ({"guided_grammar": 'start: "a"'}, Constraint("ebnf", 'start: "a"')),
@@ -137,6 +140,42 @@ def test_neighbours_go_on_while_a_constraint_is_compiled(stopped: LiveServer) ->
     assert answers == [200]
 
 
+def test_a_stuck_compiler_costs_a_neighbour_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are counted, not seconds: a neighbour takes as many as it does alone, no more and no
+    fewer, while every worker is stuck in somebody's pattern."""
+    stuck, release = threading.Semaphore(0), threading.Event()
+
+    def hold(worker: Worker, constraint: Constraint, seconds: float) -> Verdict:
+        stuck.release()
+        assert release.wait(60)
+        return Verdict(message="regex takes too long", param="regex", code="grammar_too_complex")
+
+    monkeypatch.setattr(Worker, "run", hold)
+    statuses: list[int] = []
+    with live_server() as live:
+
+        def steps() -> int:
+            before = live.core.stats.steps
+            assert live.chat("count", temperature=0).json()["choices"][0]["message"]["content"]
+            return live.core.stats.steps - before
+
+        def ask(number: int) -> None:
+            statuses.append(live.chat("hi", regex=f"evil{number}").status_code)
+
+        alone = steps()
+        evil = [threading.Thread(target=ask, args=(n,)) for n in range(2 * WORKERS)]
+        for thread in evil:
+            thread.start()
+        for _ in range(WORKERS):
+            assert stuck.acquire(timeout=60)
+        assert [steps() for _ in range(20)] == [alone] * 20 and alone > 1
+        assert not statuses
+        release.set()
+        for thread in evil:
+            thread.join(60)
+    assert statuses == [400] * len(evil)
+
+
 def test_a_constraint_that_takes_too_long_is_refused(stopped: LiveServer) -> None:
     stopped.service.generator._trials._seconds = 0.2
     response = stopped.chat("hi", regex="slow", max_tokens=1)
@@ -159,6 +198,10 @@ def test_evil_constraints_over_http(live: LiveServer) -> None:
         {"guided_json": {"$ref": "#"}},
         {"guided_json": {"not": deep}},
         {"json_schema": '{"enum": []}'},
+        {"json_schema": '{"anyOf": [{"$ref": "#"}]}'},
+        {"json_schema": '{"items":' * 100 + "{}" + "}" * 100},
+        {"guided_json": {"enum": ["x" * 60 + str(i) for i in range(9_000)]}},
+        {"guided_choice": [f"{'x' * 300}{i}" for i in range(1000)]},
     ]
     for fields in evil:
         response = live.chat("hi", **fields)

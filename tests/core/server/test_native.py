@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
+from inferplane.errors import RequestError
+from inferplane.sampling_params import SamplingParams
 from tests.core.server.byte_model import EOS
 from tests.core.server.live_server import MODEL, NAME, SCRIPT, LiveServer, events, live_server
 from tests.core.server.live_server import scripted as scripted
@@ -60,6 +62,50 @@ class TestBatch:
         assert "output_token_logprobs" not in second
         assert third["input_token_logprobs"] == [] and "output_top_logprobs" not in third
 
+    def test_named_tokens(self, live: LiveServer) -> None:
+        """One id or one list is for all prompts, a list of lists has one for each."""
+        fields = {"return_logprob": True, "logprob_start_len": [0, -1]}
+        params = {"max_new_tokens": 2}
+
+        def ask(ids: Any, **more: Any) -> list[Any]:
+            more |= {"sampling_params": params, "token_ids_logprob": ids, **fields}
+            return [one["meta_info"] for one in live.generate(["count", "stop"], **more).json()]
+
+        first, second = ask([[110, 111], None], return_text_in_logprobs=True)
+        one, nothing = [[-1.25, 110, "n"], [-0.25, 111, "o"]], None
+        assert first["output_token_ids_logprobs"][0] == one
+        assert len(first["output_token_ids_logprobs"]) == 2
+        assert first["input_token_ids_logprobs"][0] is nothing
+        assert first["input_token_ids_logprobs"][1] == [[-1.25, 110, "n"], [-0.25, 111, "o"]]
+        assert len(first["input_token_ids_logprobs"]) == len("count")
+        assert "output_token_ids_logprobs" not in second
+        for ids in (97, [97]):
+            entries = [meta["output_token_ids_logprobs"][0][0][1:] for meta in ask(ids)]
+            assert entries == [[97, None]] * 2
+        assert ask([97])[1]["input_token_ids_logprobs"] == []
+
+    def test_named_tokens_of_a_stream(self, live: LiveServer) -> None:
+        fields = {"return_logprob": True, "token_ids_logprob": [1, 2]}
+        whole = live.generate("count", **fields).json()["meta_info"]["output_token_ids_logprobs"]
+        name = "output_token_ids_logprobs"
+        chunks = events(live.generate("count", **fields, **INCREMENTAL))
+        assert [e for chunk in chunks for e in chunk["meta_info"][name]] == whole
+        last = events(live.generate("count", **fields, stream=True))[-1]
+        assert last["meta_info"][name] == whole and len(whole) == len(SCRIPT["count"]) + 1
+
+    @pytest.mark.parametrize("ids", [[-1], [259], [2**70], [1] * 1025], ids=lambda ids: ids[0])
+    def test_named_tokens_that_cannot_be(self, live: LiveServer, ids: list[int]) -> None:
+        response = live.generate("ab", token_ids_logprob=ids, return_logprob=True)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "token_ids_logprob"
+
+    def test_too_many_figures(self) -> None:
+        params = SamplingParams(logprobs=0, prompt_logprobs=0, logprob_token_ids=[1] * 1024)
+        params.verify_wanted_size(prompt_len=1000, max_tokens=24)
+        with pytest.raises(RequestError, match="1024 ids for up to 1025 tokens") as refused:
+            params.verify_wanted_size(prompt_len=1001, max_tokens=24)
+        assert refused.value.param == "logprob_token_ids"
+
     def test_prompt_ids_come_back(self, live: LiveServer) -> None:
         results = live.generate(["ab", "c"], return_prompt_token_ids=True).json()
         assert [result["prompt_token_ids"] for result in results] == [[97, 98], [99]]
@@ -70,6 +116,7 @@ class TestBatch:
             "return_logprob": [True] * 3,
             "logprob_start_len": [0] * 3,
             "top_logprobs_num": [0] * 3,
+            "token_ids_logprob": [[1]] * 3,
         }.items():
             response = live.generate(["a", "b"], **{name: value})
             assert response.status_code == 400

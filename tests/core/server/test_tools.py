@@ -10,6 +10,7 @@ import openai
 import pytest
 from openai import OpenAI
 
+from inferplane.parsers.formats import TOOLS, ToolFormat
 from inferplane.testing.fake_engine import Behaviour
 from inferplane.text.tokenizer import Tokenizer
 from tests.core.server.byte_model import EOS, TOOL_TEMPLATE, TURN, byte_tokenizer
@@ -344,12 +345,30 @@ class TestDemands:
             post(live)
             assert live.core.submitted[-1].params.constraint is None
 
-    def test_a_format_that_a_grammar_cannot_write(self) -> None:
-        call = '{"name": "weather", "parameters": {"city": "x"}}\n'
+    def test_a_format_of_its_own(self) -> None:
+        call = "<tool_call>\n<function=weather>\n<parameter=city>\nx\n</parameter>\n</function>"
         with saying(call, tool_call_parser="qwen3-coder") as live:
+            answer = choice(post(live, tool_choice="required"))
+            (made,) = answer["message"]["tool_calls"]
+            assert made["function"]["arguments"] == '{"city": "x"}'
+            assert post(live, tools=[self.STRICT]).status_code == 200
+            structure = self.tag(live)[0]["structures"][0]
+            assert structure["begin"] == "<tool_call>\n<function=weather>\n"
+            assert structure["pairs"]["texts"] == ["city"] and not structure["pairs"]["loose"]
+            hard = {**CITY, "allOf": [{"required": ["city"]}]}
+            strict = {"name": "weather", "parameters": hard, "strict": True}
+            refused = post(live, tools=[{"type": "function", "function": strict}])
+        error = refused.json()["error"]
+        assert refused.status_code == 400 and error["param"] == "tools"
+        assert "keyword 'allOf' of its parameters" in error["message"]
+
+    def test_a_format_that_a_grammar_cannot_write(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(TOOLS, "mine", ToolFormat(opens=("@call",)))
+        call = '{"name": "weather", "parameters": {"city": "x"}}\n'
+        with saying(call, tool_call_parser="mine") as live:
             answer = choice(post(live, tool_choice="required"))
             assert self.tag(live)[0]["structures"][0]["begin"].startswith('{"name": "weather"')
             (made,) = answer["message"]["tool_calls"]
             assert made["function"]["arguments"] == '{"city": "x"}'
             refused = post(live, tools=[self.STRICT])
-        assert refused.status_code == 400 and "qwen3-coder" in refused.json()["error"]["message"]
+        assert refused.status_code == 400 and "format (mine)" in refused.json()["error"]["message"]

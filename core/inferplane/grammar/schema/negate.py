@@ -25,6 +25,10 @@ OPPOSITES = {
 MOST_VALUES = 256
 
 
+ESCAPED = frozenset(string.punctuation) - {"<", ">"}
+"""not those that mean the ends of a word where they are escaped"""
+
+
 def negate(schema: Schema, at: str, types: set[str]) -> Schema:
     """`types` are those that values may have anyway ("integer" included as itself); `schema` has
     only keywords that constrain. Unsupported names the keyword that cannot be negated."""
@@ -139,7 +143,7 @@ def complement(texts: set[str]) -> str:
 
 def escape(text: str) -> str:
     """A regular expression for this text, which may also stand in a character class."""
-    return "".join("\\" + c if c in string.punctuation else c for c in text)
+    return "".join("\\" + c if c in ESCAPED else c for c in text)
 
 
 def all_types(schema: dict[str, Any], known: set[str]) -> set[str]:
