@@ -74,6 +74,7 @@ class EngineCore:
             device=loaded.device.info.name,
             kv_tokens=loaded.budget.tokens,
             max_running=config.max_running,
+            compute_cpus=list(loaded.threads.cpus) if loaded.threads else [],
         )
         self._flights: deque[Pending] = deque()
         self._grammars: Grammars | None = None

@@ -92,6 +92,8 @@ class Explanation:
     groups: list[GroupFacts]
     fallbacks: list[str]
     settings: list[SettingFacts]
+    facts: dict[str, str]
+    """what the backend says of the device: threads, instruction set, versions"""
 
 
 class NoWeights:
@@ -193,6 +195,7 @@ def explain(
         groups=[_group(build, i, g, budget) for i, g in enumerate(build.groups)],
         fallbacks=build.resolver.fallbacks(),
         settings=_settings(final, set(given)),
+        facts=dict(plugins.optional("diagnostics", prepared.device) or {}),
     )
 
 

@@ -9,7 +9,7 @@
 //
 // The system may put a worker on the caller's core and leave it there for long when
 // the other cores are in use, too. Then each takes time from the other; so a worker that finds
-// itself there moves away.
+// itself there moves away, also from a core that it was bound to.
 //
 // A range is one 64-bit word, job number | end | next, so that a late worker with an old job's
 // number cannot take an item of the next job. After fork() the child has no workers and simply
@@ -48,7 +48,10 @@ struct Pool {
   std::atomic<void*> context{nullptr};
   std::atomic<int> threads{1};          // of the current job
   std::atomic<int> cpu{-1};             // that its caller ran on when it began
-  cpu_set_t allowed = {};               // cores of the thread that started the workers
+  cpu_set_t allowed = {};               // cores of the thread that started the workers, or bound
+  int bound = 0;                        // workers from 1 to this, exclusive, have a core each
+  int core[MOST_THREADS] = {};          // that a worker is bound to
+  pthread_t worker[MOST_THREADS] = {};
   alignas(128) std::atomic<uint32_t> done{0};
   Range ranges[MOST_THREADS];
 };
@@ -121,8 +124,23 @@ void* worker(void* number) {
   return nullptr;
 }
 
+void put_on(pthread_t thread, const cpu_set_t& cores) {
+  if (CPU_COUNT(&cores)) pthread_setaffinity_np(thread, sizeof cores, &cores);
+}
+
+// Gives a worker its core, or all that are allowed. If the system refuses, it stays where it is.
+void bind(int number) {
+  cpu_set_t cores = pool.allowed;
+  if (number < pool.bound) {
+    CPU_ZERO(&cores);
+    CPU_SET(pool.core[number], &cores);
+  }
+  put_on(pool.worker[number], cores);
+}
+
 void start_workers() {
-  if (!pool.started && sched_getaffinity(0, sizeof pool.allowed, &pool.allowed)) {
+  if (!pool.started && !pool.bound &&
+      sched_getaffinity(0, sizeof pool.allowed, &pool.allowed)) {
     CPU_ZERO(&pool.allowed);
   }
   sigset_t all, before;
@@ -133,7 +151,8 @@ void start_workers() {
     auto number = reinterpret_cast<void*>(static_cast<intptr_t>(pool.started + 1));
     if (pthread_create(&thread, nullptr, worker, number)) break;
     pthread_detach(thread);
-    pool.started++;
+    pool.worker[++pool.started] = thread;
+    if (pool.bound) bind(pool.started);
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
@@ -178,6 +197,18 @@ void run_parallel(ItemBody body, void* context, int64_t items, bool alone) {
 int thread_count() { return pool.wanted; }
 
 void set_thread_count(int n) { pool.wanted = n < 1 ? 1 : n > MOST_THREADS ? MOST_THREADS : n; }
+
+void bind_threads(const int* cpus, int count) {
+  std::lock_guard<std::mutex> lock(pool.busy);
+  if (!count && !pool.bound) return;
+  cpu_set_t cores;
+  CPU_ZERO(&cores);
+  pool.bound = count < MOST_THREADS ? count : MOST_THREADS;
+  for (int i = 0; i < pool.bound; i++) CPU_SET(pool.core[i] = cpus[i], &cores);
+  if (!pool.bound && sched_getaffinity(0, sizeof cores, &cores)) CPU_ZERO(&cores);
+  pool.allowed = cores;
+  for (int number = 1; number <= pool.started; number++) bind(number);
+}
 
 void* scratch(int slot, int64_t bytes) {
   if (own.size[slot] < bytes) {

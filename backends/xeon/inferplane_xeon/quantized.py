@@ -12,6 +12,7 @@ from inferplane.hw.op import Bound, BuildContext, Reject, describe
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec, scheme_problem
 from inferplane.hw.quantization import QuantizedWeight, Scheme
 from inferplane_xeon.kernels import LINEAR_BLOCK, library
+from inferplane_xeon.memory import settle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,7 +97,8 @@ def pack(weight: QuantizedWeight, dtype: str, bias: "Tensor | None" = None) -> P
     blocks, depth = -(-outputs // LINEAR_BLOCK), -(-inputs // 8) * 8
     size = groups * scale.element_size() * (1 if offset is None else 2)  # of a column
     size += depth // (2 if scheme.weight == "int4" else 1)
-    data = torch.empty(blocks * (-(-size * LINEAR_BLOCK // 64) * 64), dtype=torch.uint8)
+    nbytes = blocks * (-(-size * LINEAR_BLOCK // 64) * 64)
+    data = settle(torch.empty(nbytes, dtype=torch.uint8))
     stored = weight.values.contiguous()
     library().quant_pack(
         stored.data_ptr(),

@@ -9,6 +9,7 @@ from inferplane.checkpoint.quantized import configured_scheme
 from inferplane.config import Config
 from inferplane.hw.device import Device, Hints
 from inferplane.hw.graphs import GraphBackend
+from inferplane.hw.host import HostThreads
 from inferplane.hw.kv import KVGroup, LayerKV
 from inferplane.hw.op import Determinism
 from inferplane.layers import Model
@@ -19,6 +20,7 @@ from inferplane.runner.build import (
     Build,
     choose_dtype,
     choose_length,
+    choose_threads,
     find_architecture,
     group_layers,
     kv_layouts,
@@ -64,6 +66,7 @@ class Prepared:
     graphs: GraphBackend | None
     plugins: Plugins
     build: Build
+    threads: HostThreads | None
 
 
 @dataclass(slots=True)
@@ -82,6 +85,7 @@ class Loaded:
     runner: Runner
     model: Model
     depth: int
+    threads: HostThreads | None = None
 
 
 def prepare(config: Config, model: dict[str, Any], plugins: Plugins) -> Prepared:
@@ -89,9 +93,12 @@ def prepare(config: Config, model: dict[str, Any], plugins: Plugins) -> Prepared
     architecture = find_architecture(model)
     model = architecture.settings(model)
     determinism: Determinism = "batch" if config.enable_deterministic_inference else "run"
-    device, reason = open_device(plugins, config.device, {"determinism": determinism})
+    options = {"determinism": determinism, "threads": config.threads}
+    device, reason = open_device(plugins, config.device, options)
     if reason:
         config = config.decide(reason, device=device.info.backend)
+    threads = plugins.optional("host_threads", device)
+    config = choose_threads(config, threads, device)
     hints = plugins.optional("hints", device) or Hints()
     config = choose_length(choose_dtype(config, model, device, hints), model)
     defaults = type(config)(model=config.model)
@@ -123,7 +130,7 @@ def prepare(config: Config, model: dict[str, Any], plugins: Plugins) -> Prepared
         weights=DummyWeights(config.dtype, device.info.torch_device, {}),
         schemes=SchemeChooser(config, resolver),
     )
-    return Prepared(config, model, architecture, device, hints, graphs, plugins, build)
+    return Prepared(config, model, architecture, device, hints, graphs, plugins, build, threads)
 
 
 def open_weights(prepared: Prepared, source: Source, progress: Progress | None) -> Weights:
@@ -189,6 +196,7 @@ def load(
         runner=runner,
         model=model,
         depth=depth,
+        threads=prepared.threads,
     )
 
 

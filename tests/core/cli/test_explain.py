@@ -107,8 +107,9 @@ def test_weights_are_taken_off_the_free_memory(
     tiny_folder: Path, backends: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from inferplane.hw import torch_device
+    from inferplane.hw.host import HostMemory
 
-    monkeypatch.setattr(torch_device, "host_memory", lambda: (10**9, 2 * 10**9))
+    monkeypatch.setattr(torch_device, "host_memory", lambda: HostMemory(10**9, 2 * 10**9))
     found = explained(tiny_folder)
     assert found.memory.free == 10**9 - WEIGHTS
     assert found.memory.total == 2 * 10**9
