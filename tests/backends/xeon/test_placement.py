@@ -163,8 +163,13 @@ def test_workers_are_bound(when: str) -> None:
     code += """
 assert workers() in ([allowed[1:2]], [allowed[:1]]), workers()  # it may have made way
 assert sorted(os.sched_getaffinity(0)) == allowed
-library.bind([])
-assert workers() == [allowed]
+for _ in range(1000):  # it may be about to make way once more
+    library.bind(allowed[:2])
+    library.bind([])
+    if workers() == [allowed]:
+        break
+else:
+    raise AssertionError(workers())
 assert bool((run() == 64).all())
 """
     in_a_process(code)
