@@ -73,8 +73,8 @@ def programs() -> dict[str, Program]:
     with_pool = Unit(PROGRAMS / "kernels.cpp", ("-DIPX_WITH_POOL",))
     return {
         "kernels": Program((*tables(*instruction_sets()), kernels), MEMORY, 1),
-        "pool": Program((pool, threads), MEMORY, 20),
-        "threads": Program((pool, threads), THREAD, 20),
+        "pool": Program((pool, threads), MEMORY, 60),
+        "threads": Program((pool, threads), THREAD, 60),
         "kernels-on-threads": Program((*tables("avx2"), with_pool, threads), THREAD, 1),
     }
 

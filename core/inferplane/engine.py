@@ -30,7 +30,8 @@ from inferplane.messages import (
     ToEngine,
 )
 from inferplane.plugins import Plugins
-from inferplane.runner.load import Loaded, Source, load
+from inferplane.runner.load import Loaded, load
+from inferplane.runner.prepare import Source
 from inferplane.runner.runner import Pending
 from inferplane.scheduling.scheduler import Scheduler
 from inferplane.text.tokenizer import Tokenizer

@@ -18,7 +18,7 @@ from inferplane.hw.ops.kv import RopeWriteSpec
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
 from inferplane.hw.ops.norm import RMSNormSpec
 from inferplane.hw.ops.rope import RopeSpec
-from inferplane.hw.quantization import QuantizedWeight, Scheme, concatenate
+from inferplane.hw.quantization import QuantizedWeight, Scheme, concatenate, join
 from inferplane.weights import Weights
 
 if TYPE_CHECKING:
@@ -70,12 +70,10 @@ def take_matrix(
     build: Builder, names: Sequence[str], sizes: Sequence[int], width: int, scheme: Scheme | None
 ) -> "Tensor | QuantizedWeight":
     """Weights [size, width] stacked, dense or in a scheme."""
-    import torch
-
     shapes = [(name, (size, width)) for name, size in zip(names, sizes, strict=True)]
     if scheme is None:
         dense = [build.weights.take(name, shape) for name, shape in shapes]
-        return dense[0] if len(dense) == 1 else torch.cat(dense)
+        return dense[0] if len(dense) == 1 else join(dense)
     return concatenate([build.weights.take_quantized(*named, scheme) for named in shapes])
 
 
@@ -90,7 +88,6 @@ class Linear:
         out_features: int | Sequence[int],
         bias: bool = False,
     ) -> None:
-        import torch
 
         names = [names] if isinstance(names, str) else list(names)
         sizes = [out_features] if isinstance(out_features, int) else list(out_features)
@@ -108,7 +105,7 @@ class Linear:
         weight = take_matrix(build, weights, sizes, in_features, scheme)
         biases = [take(f"{n}.bias", (size,)) for n, size in zip(names, sizes, strict=True) if bias]
         assert bound.prepack is not None
-        self._packed = bound.prepack(weight, torch.cat(biases) if biases else None)
+        self._packed = bound.prepack(weight, join(biases) if biases else None)
         self._run = bound.run
 
     def __call__(self, x: "Tensor") -> "Tensor":

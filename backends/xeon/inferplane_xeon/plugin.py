@@ -42,7 +42,7 @@ def backend_info() -> BackendInfo:
 
 @impl
 def probe() -> list[DeviceInfo] | Unavailable:
-    return find(platform.machine())
+    return find(platform.machine(), ROOT)
 
 
 def find(machine: str, root: Path = ROOT) -> list[DeviceInfo] | Unavailable:
