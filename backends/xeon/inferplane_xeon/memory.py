@@ -64,7 +64,7 @@ def advise_huge(start: int, size: int) -> bool:
     """Ask for huge pages. Whole pages around the range, so that neighbours share them."""
     page = mmap.PAGESIZE
     low, high = start // page * page, -(-(start + size) // page) * page
-    return libc().madvise(low, high - low, mmap.MADV_HUGEPAGE) == 0
+    return bool(libc().madvise(low, high - low, mmap.MADV_HUGEPAGE) == 0)
 
 
 def bind(start: int, size: int, nodes: Sequence[int]) -> bool:
