@@ -1,6 +1,7 @@
 # make serve   install into .venv if needed and serve MODEL on http://127.0.0.1:PORT
 # make test    the whole suite         make lint   ruff and mypy
 # make suites  JSON schemas, openai-python's tests, schemathesis: against their ratchet files
+# make sanitize   the C++ kernels and threads under sanitizers; CASES=1000 for many more shapes
 # make bench   throughput and latency  make docs   write the generated pages
 # make clean   remove .venv and caches
 #
@@ -12,13 +13,14 @@ MODEL ?= smollm2
 WORKERS ?= 2
 PYTEST_ARGS ?=
 PYTHON_FLAGS ?=
+CASES ?= 12
 
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PROJECTS := pyproject.toml $(wildcard backends/*/pyproject.toml) ci/extras.py constraints.txt
 NATIVE := $(wildcard backends/xeon/CMakeLists.txt backends/xeon/csrc/*)
 OTHERS := $(filter-out backends/xeon/,$(dir $(wildcard backends/*/pyproject.toml)))
 
-.PHONY: serve test lint suites bench docs clean
+.PHONY: serve test lint suites sanitize bench docs clean
 
 serve: .venv/.serve
 	@exec .venv/bin/inferplane serve "$(MODEL)" --device xeon --port $(PORT)
@@ -36,6 +38,9 @@ suites: .venv/.test
 	.venv/bin/python ci/suites/json_schema.py --jobs $(WORKERS)
 	.venv/bin/python ci/suites/openai_python.py
 	.venv/bin/python ci/suites/schemathesis_run.py
+
+sanitize: .venv/.python
+	.venv/bin/python ci/suites/sanitize.py --jobs $(WORKERS) --cases $(CASES)
 
 bench: .venv/.serve
 	.venv/bin/inferplane bench "$(MODEL)" --device xeon
