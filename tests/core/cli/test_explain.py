@@ -1,6 +1,8 @@
 """`explain` says what loading would do, and why, without reading a weight."""
 
 import json
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,20 @@ def test_no_weight_is_read(
 
     monkeypatch.setattr(SafetensorsTensors, "__getitem__", read)
     assert explained(tiny_folder).weights_bytes == WEIGHTS
+
+
+def test_weights_without_data_import_no_compiler(
+    tiny_folder: Path, environment: dict[str, str]
+) -> None:
+    """Loading counts them, too: torch._dynamo would cost each start a second and its memory."""
+    code = """
+import sys
+from inferplane.cli.main import main
+assert main(["explain", sys.argv[1], "--device", "plain", "--kv-cache-tokens", "64"]) == 0
+assert "torch" in sys.modules and "torch._dynamo" not in sys.modules
+"""
+    command = [sys.executable, "-c", code, str(tiny_folder)]
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
 
 
 def test_every_candidate_has_a_verdict_and_a_reason(tiny_folder: Path, backends: Path) -> None:
