@@ -4,7 +4,7 @@ Letters: T tokens, N sampled rows, d hidden size, Hq query heads, Hkv key/value 
 size, F feed-forward size, V vocabulary. Layers know neither devices nor kernels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -43,6 +43,20 @@ class Builder(Protocol):
     weights: Weights
 
     def bind(self, op: str, spec: Any) -> Bound: ...
+    def bind_packed(
+        self,
+        op: str,
+        spec: Any,
+        weights: "Mapping[str, Sequence[int]]",
+        read: "Callable[[], Sequence[Any]]",
+    ) -> tuple[Bound, Any]:
+        """An op with its weights in packed form. `read` gives what `prepack` takes; it is not
+        called if they were packed at an earlier start. Of one checkpoint, `weights`, names and
+        shapes, must tell all that `read` depends on besides the spec."""
+
+    def take_dense(self, name: str, shape: Sequence[int]) -> "Tensor":
+        """A weight that stays as it is; one that is stored quantized is made dense only once."""
+
     def scheme(
         self, op: str, spec: Any, names: Sequence[str], sizes: Sequence[int], width: int
     ) -> Scheme | None:
@@ -101,11 +115,20 @@ class Linear:
             determinism=build.determinism,
         )
         scheme = build.scheme("linear", spec, weights, sizes, in_features)
-        bound = build.bind("linear", replace(spec, scheme=scheme and scheme.merged(sizes)))
-        weight = take_matrix(build, weights, sizes, in_features, scheme)
-        biases = [take(f"{n}.bias", (size,)) for n, size in zip(names, sizes, strict=True) if bias]
-        assert bound.prepack is not None
-        self._packed = bound.prepack(weight, join(biases) if biases else None)
+        shapes = {w: (size, in_features) for w, size in zip(weights, sizes, strict=True)}
+        biases = {f"{n}.bias": (size,) for n, size in zip(names, sizes, strict=True) if bias}
+
+        def read() -> "tuple[Tensor | QuantizedWeight, Tensor | None]":
+            weight = take_matrix(build, weights, sizes, in_features, scheme)
+            added = [take(*named) for named in biases.items()]
+            return weight, join(added) if added else None
+
+        bound, self._packed = build.bind_packed(
+            "linear",
+            replace(spec, scheme=scheme and scheme.merged(sizes)),
+            {**shapes, **biases},
+            read,
+        )
         self._run = bound.run
 
     def __call__(self, x: "Tensor") -> "Tensor":
@@ -225,7 +248,7 @@ class Embedding:
 
     def __init__(self, build: Builder, name: str, vocab: int, dim: int, scale: float = 1.0) -> None:
         self.stored_name = f"{name}.weight"
-        self.weight = build.weights.take(self.stored_name, (vocab, dim))
+        self.weight = build.take_dense(self.stored_name, (vocab, dim))
         spec = EmbeddingSpec(
             vocab=vocab, dim=dim, dtype=build.dtype, scale=scale, determinism=build.determinism
         )
@@ -253,13 +276,15 @@ class Head:
         )
         stored = tied.stored_name if tied else f"{name}.weight"
         scheme = build.scheme("logits", spec, [stored], [vocab], dim)
-        bound = build.bind("logits", replace(spec, scheme=scheme))
-        assert bound.prepack is not None
-        if tied and scheme is None:
-            weight: Tensor | QuantizedWeight = tied.weight
-        else:
-            weight = take_matrix(build, [stored], [vocab], dim, scheme)
-        self._packed = bound.prepack(weight)
+
+        def read() -> "tuple[Tensor | QuantizedWeight]":
+            if tied and scheme is None:
+                return (tied.weight,)
+            return (take_matrix(build, [stored], [vocab], dim, scheme),)
+
+        bound, self._packed = build.bind_packed(
+            "logits", replace(spec, scheme=scheme), {stored: (vocab, dim)}, read
+        )
         self._run = bound.run
 
     def __call__(self, hidden: "Tensor") -> "Tensor":

@@ -39,6 +39,12 @@ class Weights(Protocol):
 
     def has(self, name: str) -> bool: ...
 
+    def stored_name(self, name: str) -> str:
+        """What the checkpoint calls a weight."""
+
+    def skip(self, name: str) -> None:
+        """Count a weight as taken that is not needed, as its packed form is at hand."""
+
     def unused(self) -> list[str]:
         """Stored weights that no layer took."""
 
@@ -61,6 +67,17 @@ class QuantizedSource(TensorSource, Protocol):
 
     def quantized(self, name: str) -> QuantizedWeight:
         """A weight that has a scheme."""
+
+
+@runtime_checkable
+class StoredSource(TensorSource, Protocol):
+    """A checkpoint in files, which can be told from others."""
+
+    def identity(self) -> str | None:
+        """A digest that no other contents of the files have; None once they have changed."""
+
+    def release(self) -> None:
+        """Give back the memory of what has been read; all can still be asked for."""
 
 
 def stored_scheme(source: TensorSource, name: str) -> Scheme | None:
@@ -92,6 +109,12 @@ class CheckpointWeights:
 
     def scheme(self, name: str) -> Scheme | None:
         return stored_scheme(self._source, self._rename(name))
+
+    def stored_name(self, name: str) -> str:
+        return self._rename(name)
+
+    def skip(self, name: str) -> None:
+        self._count(self._find(name))
 
     def take(self, name: str, shape: Sequence[int]) -> "Tensor":
         import torch
@@ -127,6 +150,9 @@ class CheckpointWeights:
             raise ModelError(
                 f"weight {stored} has shape {list(has)}, the configuration wants {list(wanted)}"
             )
+        self._count(stored)
+
+    def _count(self, stored: str) -> None:
         if stored not in self._taken:
             self._taken.add(stored)
             self._done += self._source.nbytes(stored)
@@ -167,6 +193,12 @@ class DummyWeights:
 
     def has(self, name: str) -> bool:
         return name not in self._missing
+
+    def stored_name(self, name: str) -> str:
+        return name
+
+    def skip(self, name: str) -> None:
+        pass
 
     def unused(self) -> list[str]:
         return []

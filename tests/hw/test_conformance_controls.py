@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from inferplane.hw import Bound, DeviceInfo, OpImpl, Reference, Reject, Support, TorchDevice
+from inferplane.hw import (
+    Bound,
+    DeviceInfo,
+    OpImpl,
+    Packing,
+    Reference,
+    Reject,
+    Support,
+    TorchDevice,
+)
 from inferplane.hw.ops import TABLE
 from inferplane.testing.ops import ConformanceError, check_op, conformance_cases
 
@@ -35,6 +44,46 @@ def found(op: str, wrong: Wrong, dtype: str = "float32") -> str:
 
 def changed_spec(op: str, **values: Any) -> Wrong:
     return lambda spec, right, ctx: TABLE[op].reference.build(replace(spec, **values), ctx)
+
+
+def keeping(save: Any, load: Any, form: Callable[[], str] = lambda: "plain") -> Wrong:
+    """A product whose packed weights can be kept, (weight, bias)."""
+
+    def wrong(spec: Any, right: Bound, ctx: Any) -> Bound:
+        return replace(right, packing=Packing(form(), save, load))
+
+    return wrong
+
+
+def plain(packed: Any) -> dict[str, Any]:
+    return {name: t for name, t in zip("wb", packed, strict=True) if t is not None}
+
+
+def test_mistakes_in_keeping_packed_weights_are_found() -> None:
+    def dense(wrong: Wrong) -> str:
+        spec = next(s for s in conformance_cases("linear", ("float32",)) if s.bias)
+        try:
+            check_op(CPU, "linear", mistaken("linear", wrong), spec, 0)
+        except ConformanceError as error:
+            return str(error).splitlines()[0]
+        return ""
+
+    def load(kept: Any) -> Any:
+        return kept["w"], kept.get("b")
+
+    assert dense(keeping(plain, load)) == ""
+    assert "weights from a file" in dense(keeping(lambda p: {"w": p[0]}, load))
+    assert "weights from a file" in dense(keeping(plain, lambda kept: (kept["w"] * 2, kept["b"])))
+
+    def spoil(kept: Any) -> Any:
+        loaded = kept["w"].clone(), kept["b"].clone()
+        kept["w"].zero_()
+        return loaded
+
+    assert "after the call" in dense(keeping(plain, spoil))
+    forms = iter(range(99))
+    assert "form" in dense(keeping(plain, load, lambda: f"build {next(forms)}"))
+    assert "form" in dense(keeping(plain, load, lambda: ""))
 
 
 def test_nothing_is_found_in_the_reference() -> None:

@@ -78,11 +78,12 @@ class Served:
         done = self._forward(plan)
         self.plans.append(plan)
         requests = self.engine.scheduler._flights[plan.step].requests
+        hidden = done.hidden.clone() if done.recorded else done.hidden
         first = 0
         for request, start, count in zip(requests, plan.starts, plan.q_lens, strict=True):
             kept = self.hidden.setdefault(request.request_id, {})
             for offset in range(count):
-                kept[start + offset] = done.hidden[first + offset]
+                kept[start + offset] = hidden[first + offset]
             first += count
         return done
 

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "abi.h"
+#include "tape.h"
 
 namespace {
 
@@ -37,6 +38,7 @@ struct Signature {
   const char* format;
   Kernel KernelTable::*kernel;
   bool release_gil;  // for calls long enough to let other threads run
+  Kernel every_isa = nullptr;  // in place of the table's, or null
 };
 
 const Signature SIGNATURES[] = {
@@ -54,6 +56,10 @@ const Signature SIGNATURES[] = {
     {"draw", "qqqqqqqqq" "qq" "qq", &KernelTable::draw, true},
     {"logprobs", "qqqqqq" "qqq", &KernelTable::logprobs, true},
     {"filter", "qqqqqqqqqq" "qqq", &KernelTable::filter, true},
+    {"copy_elements", "qq" "qqqq" "qqqq" "qqqq" "qq", nullptr, false, copy_elements},
+    {"gather", "qqqq" "qq" "qqq" "q", nullptr, false, gather},
+    {"scatter", "qqqq" "qq" "qqq" "q", nullptr, false, scatter},
+    {"arithmetic", "qqqq" "qq" "qqq" "q", nullptr, false, arithmetic},
 };
 constexpr int KERNELS = sizeof(SIGNATURES) / sizeof(SIGNATURES[0]);
 constexpr int MOST_WORDS = 40;
@@ -71,6 +77,11 @@ static_assert(sizeof(EmbeddingArgs) == 8 * 8, "format of embedding");
 static_assert(sizeof(DrawArgs) == 8 * 13, "format of draw");
 static_assert(sizeof(LogprobArgs) == 8 * 9, "format of logprobs");
 static_assert(sizeof(FilterArgs) == 8 * 13, "format of filter");
+static_assert(sizeof(CopyArgs) == 8 * 16, "format of copy_elements");
+static_assert(sizeof(IndexArgs) == 8 * 10, "format of gather and scatter");
+static_assert(sizeof(ArithmeticArgs) == 8 * 10, "format of arithmetic");
+
+thread_local Tape* recording = nullptr;  // takes this thread's calls, which then have no effect
 
 template <int INDEX>
 PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -90,8 +101,12 @@ PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
       if (words[i] == -1 && PyErr_Occurred()) return nullptr;
     }
   }
-  Kernel kernel = active->*s.kernel;
+  Kernel kernel = s.every_isa ? s.every_isa : active->*s.kernel;
   int error;
+  if (recording) {
+    recording->add(s.name, kernel, words, count);
+    Py_RETURN_NONE;
+  }
   if (s.release_gil) {
     PyThreadState* state = PyEval_SaveThread();
     error = kernel(words);
@@ -101,6 +116,62 @@ PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
   }
   if (error) return PyErr_NoMemory();
   Py_RETURN_NONE;
+}
+
+// ---- tapes ----
+
+constexpr const char* TAPE = "inferplane_xeon.tape";
+
+PyObject* record(PyObject*, PyObject*) {
+  if (recording) {
+    PyErr_SetString(PyExc_RuntimeError, "this thread is recording already");
+    return nullptr;
+  }
+  recording = new Tape;
+  Py_RETURN_NONE;
+}
+
+PyObject* recorded(PyObject*, PyObject*) {
+  if (!recording) {
+    PyErr_SetString(PyExc_RuntimeError, "this thread records nothing");
+    return nullptr;
+  }
+  Tape* tape = recording;
+  recording = nullptr;
+  PyObject* made = PyCapsule_New(tape, TAPE, [](PyObject* capsule) {
+    delete static_cast<Tape*>(PyCapsule_GetPointer(capsule, TAPE));
+  });
+  if (!made) delete tape;
+  return made;
+}
+
+PyObject* calls(PyObject*, PyObject* capsule) {
+  auto tape = static_cast<Tape*>(PyCapsule_GetPointer(capsule, TAPE));
+  return tape ? PyLong_FromSize_t(tape->calls.size()) : nullptr;
+}
+
+PyObject* replay(PyObject*, PyObject* capsule) {
+  auto tape = static_cast<Tape*>(PyCapsule_GetPointer(capsule, TAPE));
+  if (!tape) return nullptr;
+  PyThreadState* state = PyEval_SaveThread();
+  int error = tape->replay();
+  PyEval_RestoreThread(state);
+  if (error) return PyErr_NoMemory();
+  Py_RETURN_NONE;
+}
+
+PyObject* times(PyObject*, PyObject* capsule) {
+  auto tape = static_cast<Tape*>(PyCapsule_GetPointer(capsule, TAPE));
+  if (!tape) return nullptr;
+  std::vector<double> seconds(tape->calls.size());
+  if (tape->replay(seconds.data())) return PyErr_NoMemory();
+  PyObject* made = PyList_New(0);
+  for (size_t i = 0; made && i < seconds.size(); i++) {
+    PyObject* item = Py_BuildValue("(sd)", tape->calls[i].name, seconds[i]);
+    if (!item || PyList_Append(made, item)) Py_CLEAR(made);
+    Py_XDECREF(item);
+  }
+  return made;
 }
 
 // ---- settings ----
@@ -170,7 +241,13 @@ PyMethodDef method() {
 
 PyMethodDef METHODS[] = {
     method<0>(), method<1>(), method<2>(), method<3>(), method<4>(), method<5>(), method<6>(),
-    method<7>(), method<8>(), method<9>(), method<10>(), method<11>(), method<12>(),
+    method<7>(), method<8>(), method<9>(), method<10>(), method<11>(), method<12>(), method<13>(),
+    method<14>(), method<15>(), method<16>(),
+    {"record", record, METH_NOARGS, "Take this thread's calls onto a new tape."},
+    {"recorded", recorded, METH_NOARGS, "The tape since `record`, which ends."},
+    {"calls", calls, METH_O, "How many calls a tape has."},
+    {"replay", replay, METH_O, "Do all calls of a tape."},
+    {"times", times, METH_O, "The same; returns (kernel, seconds) of each call."},
     {"isas", isas, METH_NOARGS, "Instruction sets that this processor runs, best first."},
     {"isa", isa, METH_NOARGS, "The instruction set in use."},
     {"set_isa", set_isa, METH_O, "Use another instruction set."},
@@ -179,7 +256,7 @@ PyMethodDef METHODS[] = {
     {"bind", bind_to, METH_O, "Processor of each thread, the caller's first; []: none."},
     {nullptr, nullptr, 0, nullptr},
 };
-static_assert(KERNELS == 13, "one method per kernel");
+static_assert(KERNELS == 17, "one method per kernel");
 
 PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_kernels",
                       "C++ kernels; see inferplane_xeon.kernels", -1, METHODS,

@@ -81,14 +81,14 @@ static void unpack(const QuantLinearArgs& p, const char* from, uint32_t* to, int
 }
 
 // out [rows][48] += group g's products `dots` and sums, scaled
-static void add_group(const QuantJob& job, int64_t row, int64_t rows, const char* block, int64_t g,
-                      const float* dots, float* out) {
+static void add_group(const QuantJob& job, const QuantRows& in, int64_t row, int64_t rows,
+                      const char* block, int64_t g, const float* dots, float* out) {
   const QuantLinearArgs& p = *job.args;
   const QuantLayout& l = job.layout;
   const char* scales = block + g * l.stride;
   for (int64_t r = row; r < row + rows; r++, dots += LINEAR_BLOCK, out += LINEAR_BLOCK) {
-    Vec a = set1(job.rows.scale[r * job.rows.scales + g * job.rows.scale_step]);
-    Vec s = set1(job.rows.sum[r * l.groups + g]);
+    Vec a = set1(in.scale[r * in.scales + g * in.scale_step]);
+    Vec s = set1(in.sum[r * l.groups + g]);
     for (int64_t n = 0; n < LINEAR_BLOCK; n += W) {
       Vec y = mul(load(dots + n), scale_at(scales, n, p.half_scales));
       if (p.offsets) y = fma(s, scale_at(scales + l.scales, n, p.half_scales), y);
@@ -127,8 +127,8 @@ static void quant_float_body(void* context, int64_t item) {
         int64_t k = g * l.group, inputs = min64(l.group, l.depth - k);
         linear_rows<MODE>(rows, in.lanes + row * in.ldx + k / x_lanes, in.ldx,
                           weights + k / lane_inputs * LINEAR_BLOCK, inputs / lane_inputs, dots,
-                          false);
-        add_group(job, row, rows, block, g, dots, tile);
+                          Fetch::none());
+        add_group(job, in, row, rows, block, g, dots, tile);
       }
       finish_tile<T>(p, tile, row, rows, b * LINEAR_BLOCK);
     }

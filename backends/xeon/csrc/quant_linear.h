@@ -21,6 +21,8 @@
 // A tile has 8 rows x 3 vectors (AVX-512); with groups, whose results are kept in float beside
 // the integers of the running one, 4 rows.
 #pragma once
+#include <atomic>
+
 #include "abi.h"
 #include "linear.h"
 #include "quant_float.h"
@@ -34,7 +36,7 @@ namespace IPX_ISA {
 // c + dot products of `steps` lanes of weights with MR rows of inputs
 template <int BITS, int MR, int NR>
 IPX_INLINE void quant_dot(Raw (&c)[MR][NR], const char* w, const int8_t* x, int64_t ldx,
-                          int64_t steps, bool fetch) {
+                          int64_t steps, Fetch& fetch) {
   constexpr int INPUTS = BITS == 8 ? 4 : 8;  // of a lane
   auto quad = [&](int m, int part) {
     uint32_t four;
@@ -42,9 +44,7 @@ IPX_INLINE void quant_dot(Raw (&c)[MR][NR], const char* w, const int8_t* x, int6
     return raw_set1(four);
   };
   for (int64_t i = 0; i < steps; i++, w += 4 * LINEAR_BLOCK, x += INPUTS) {
-    if (fetch) {
-      IPX_UNROLL for (int n = 0; n < NR * W; n += 16) prefetch(w + 4 * n + PREFETCH_AHEAD);
-    }
+    fetch.step<NR * W / 16>(w);
     Raw lanes[NR], high[NR];
     IPX_UNROLL for (int n = 0; n < NR; n++) {
       lanes[n] = raw_load(w + 4 * n * W);
@@ -65,10 +65,9 @@ IPX_INLINE void quant_dot(Raw (&c)[MR][NR], const char* w, const int8_t* x, int6
 
 // One group: dot products of columns `column` on of a block with MR rows from `row` -> out [MR][48]
 template <int BITS, int MR, int NR>
-static void plain_tile(const QuantJob& job, int64_t row, const char* block, int64_t column,
-                       float* out, bool fetch) {
+static void plain_tile(const QuantJob& job, const QuantRows& r, int64_t row, const char* block,
+                       int64_t column, float* out, Fetch fetch) {
   const QuantLayout& l = job.layout;
-  const QuantRows& r = job.rows;
   Raw dot[MR][NR];
   IPX_UNROLL for (int m = 0; m < MR; m++) {
     IPX_UNROLL for (int n = 0; n < NR; n++) {
@@ -86,10 +85,9 @@ static void plain_tile(const QuantJob& job, int64_t row, const char* block, int6
 
 // Several groups: their scaled sums -> out [MR][48]
 template <int BITS, int MR, int NR>
-static void grouped_tile(const QuantJob& job, int64_t row, const char* block, int64_t column,
-                         float* out, bool fetch) {
+static void grouped_tile(const QuantJob& job, const QuantRows& r, int64_t row, const char* block,
+                         int64_t column, float* out, Fetch fetch) {
   const QuantLayout& l = job.layout;
-  const QuantRows& r = job.rows;
   const bool half = job.args->half_scales, offsets = job.args->offsets, steps = r.scale_step;
   const int8_t* x = r.bytes + row * r.ldb;
   const int32_t* start = r.start + row * l.groups;
@@ -100,7 +98,9 @@ static void grouped_tile(const QuantJob& job, int64_t row, const char* block, in
     IPX_UNROLL for (int n = 0; n < NR; n++) total[m][n] = zero();
   }
   for (int64_t g = 0; g < l.groups; g++, block += l.stride) {
-    for (int64_t i = 0; fetch && i < l.head; i += 64) prefetch(block + i + PREFETCH_AHEAD);
+    if (g % fetch.passes == 0) {
+      for (int64_t i = 0; i < l.head; i += 64) prefetch(block + i + fetch.distance);
+    }
     int64_t inputs = min64(l.group, l.depth - g * l.group);
     Raw dot[MR][NR];
     IPX_UNROLL for (int m = 0; m < MR; m++) {
@@ -138,23 +138,29 @@ static void grouped_tile(const QuantJob& job, int64_t row, const char* block, in
 }
 
 template <int BITS, bool GROUPED, int MR>
-static void quant_tiles(const QuantJob& job, int64_t row, int64_t rows, const char* block,
-                        float* out) {
+static void quant_tiles(const QuantJob& job, const QuantRows& r, int64_t row, int64_t rows,
+                        const char* block, float* out, Fetch fetch) {
   if constexpr (MR > 1) {
-    if (rows < MR) return quant_tiles<BITS, GROUPED, MR - 1>(job, row, rows, block, out);
+    if (rows < MR) return quant_tiles<BITS, GROUPED, MR - 1>(job, r, row, rows, block, out, fetch);
   }
   constexpr auto tile = GROUPED ? grouped_tile<BITS, MR, LINEAR_VECS>
                                 : plain_tile<BITS, MR, LINEAR_VECS>;
   for (int64_t n = 0; n < LINEAR_BLOCK; n += LINEAR_VECS * W) {
-    tile(job, row, block, n, out, row == 0);
+    tile(job, r, row, block, n, out, fetch);
   }
 }
 
 template <typename T, int BITS, bool GROUPED>
 static void quant_body(void* context, int64_t item) {
   constexpr int64_t ROWS = GROUPED ? LINEAR_ROWS / 2 : LINEAR_ROWS;
-  const auto& job = *static_cast<QuantJob*>(context);
+  auto& job = *static_cast<QuantJob*>(context);
   const QuantLinearArgs& p = *job.args;
+  const QuantRows* rows_made = rows_of<T>(job);
+  if (!rows_made) {
+    __atomic_store_n(&job.failed, 1, __ATOMIC_RELAXED);
+    return;
+  }
+  const QuantRows& r = *rows_made;
   alignas(64) float dots[ROWS * LINEAR_BLOCK], tile[ROWS * LINEAR_BLOCK];
   int64_t blocks = ceil_div(p.outputs, LINEAR_BLOCK);
   int64_t last = min64((item + 1) * job.blocks_per_item, blocks);
@@ -162,10 +168,12 @@ static void quant_body(void* context, int64_t item) {
     const char* block = static_cast<const char*>(p.packed) + b * job.layout.block;
     for (int64_t row = 0; row < p.rows; row += ROWS) {
       int64_t rows = min64(ROWS, p.rows - row);
-      quant_tiles<BITS, GROUPED, ROWS>(job, row, rows, block, GROUPED ? tile : dots);
+      Fetch fetch = Fetch::of(row / ROWS, ceil_div(p.rows, ROWS), job.layout.block);
+      fetch_outputs<T>(p, row, rows, b * LINEAR_BLOCK);
+      quant_tiles<BITS, GROUPED, ROWS>(job, r, row, rows, block, GROUPED ? tile : dots, fetch);
       if (!GROUPED) {
         memset(tile, 0, sizeof tile);
-        add_group(job, row, rows, block, 0, dots, tile);
+        add_group(job, r, row, rows, block, 0, dots, tile);
       }
       finish_tile<T>(p, tile, row, rows, b * LINEAR_BLOCK);
     }
@@ -182,9 +190,14 @@ static int quant_items(QuantJob& job, ItemBody body) {
 
 template <typename T>
 static int run_quant(const QuantLinearArgs& p) {
-  QuantJob job{&p, quant_layout(p, p.offsets), {}, 1, 0};
+  static std::atomic<uint32_t> calls{0};
+  QuantJob job{&p, quant_layout(p, p.offsets), {}, 1, 0, 0};
   bool integers = p.input == INPUT_INT8, grouped = job.layout.groups > 1;
-  if (!quant_rows<T>(p, job.layout, sizeof(T) == 2 && DOT_PAIRS, job.rows)) return 12;  // ENOMEM
+  if (integers && p.rows * p.inputs < OWN_ROWS) {
+    while (!job.own_rows) job.own_rows = calls.fetch_add(1, std::memory_order_relaxed);
+  } else if (!quant_rows<T>(p, job.layout, p.rows * p.inputs < OWN_ROWS, job.rows)) {
+    return 12;  // ENOMEM
+  }
   if (!integers) return quant_items(job, quant_float_body<T>);
   if (p.weight == WEIGHT_INT4) {
     return quant_items(job, grouped ? quant_body<T, 4, true> : quant_body<T, 4, false>);

@@ -29,6 +29,12 @@ IPX_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // asm volatile: GCC drops _mm_prefetch in small inlined functions
 IPX_INLINE void prefetch(const void* p) { asm volatile("prefetcht0 %0" ::"m"(*(const char*)p)); }
+IPX_INLINE void prefetch_for_write(const void* p) {
+  asm volatile("prefetchw %0" ::"m"(*(const char*)p));
+}
+IPX_INLINE void prefetch_l2(const void* p) {
+  asm volatile("prefetcht1 %0" ::"m"(*(const char*)p));
+}
 
 IPX_INLINE float scalar_from(bf16 x) {
   uint32_t u = (uint32_t)x.bits << 16;

@@ -1,19 +1,24 @@
 // Threads and scratch memory of the kernels.
 //
-// A job is a number of items. Its items are dealt to the threads as contiguous ranges; a thread
-// works through its own from the front and then takes from the back of the others'. The caller
-// never waits for a thread to arrive, only for items that another thread has begun: a worker that
-// is asleep, or whose core another process has taken, costs its help and nothing more. (A barrier,
-// as OpenMP regions have, then costs a time slice of several milliseconds.) Workers look for the
-// next job for about 50 us, longer than the gaps between the kernels of a step, then sleep.
+// A job is a number of items, of which each thread has a contiguous range. A thread works through
+// its own from the front, gives the others a moment, and then takes from the back of theirs. The
+// caller never waits for a thread to arrive, only for items that another thread has begun: a worker
+// that is asleep, or whose core another process has taken, costs its help and nothing more. (A
+// barrier, as OpenMP regions have, then costs a time slice of several milliseconds.) Workers look
+// for the next job for about 50 us, longer than the gaps between the kernels of a step, then sleep.
+//
+// What two cores exchange for a job decides what small jobs cost, so it is two cache lines: the
+// job, which the caller writes and every worker reads, and what a worker has finished, which the
+// caller reads. A range is one 64-bit word, job number | end | next, in a line of the thread that
+// it belongs to. Whoever claims the first item of it in a job, owner or thief, writes it anew from
+// the job's number of items. A job ends only when all of its ranges are claimed, so a late worker
+// finds a number as new as its own and cannot take an item of a job that is over.
 //
 // The system may put a worker on the caller's core and leave it there for long when
 // the other cores are in use, too. Then each takes time from the other; so a worker that finds
 // itself there moves away, also from a core that it was bound to.
 //
-// A range is one 64-bit word, job number | end | next, so that a late worker with an old job's
-// number cannot take an item of the next job. After fork() the child has no workers and simply
-// does all items itself.
+// After fork() the child has no workers and simply does all items itself.
 #include <immintrin.h>
 #include <linux/futex.h>
 #include <pthread.h>
@@ -34,9 +39,10 @@ namespace {
 
 constexpr int MOST_THREADS = 256;
 constexpr int SPINS = 4000;
+constexpr int GRACE = 64;              // pauses before taking from others, about a microsecond
 constexpr uint32_t NO_ITEM = 0xffffffff;
 
-struct alignas(128) Range {
+struct alignas(128) Line {
   std::atomic<uint64_t> word{0};
 };
 
@@ -70,45 +76,91 @@ struct Pool {
   std::atomic<int> wanted{1};           // threads, the caller included
   int started = 0;                      // workers
   std::atomic<int> sleeping{0};
+  // of the current job:
   alignas(128) std::atomic<uint32_t> job{0};
+  std::atomic<uint32_t> items{0};
+  std::atomic<int> threads{1};
+  std::atomic<int> cpu{-1};             // that its caller ran on when it began
   std::atomic<ItemBody> body{nullptr};
   std::atomic<void*> context{nullptr};
-  std::atomic<int> threads{1};          // of the current job
-  std::atomic<int> cpu{-1};             // that its caller ran on when it began
   Cores allowed;                        // of the thread that started the workers, or to bind to
   int bound = 0;                        // workers from 1 to this, exclusive, have a core each
   int core[MOST_THREADS] = {};          // that a worker is bound to
   pthread_t worker[MOST_THREADS] = {};
-  alignas(128) std::atomic<uint32_t> done{0};
-  Range ranges[MOST_THREADS];
+  Line ranges[MOST_THREADS];
+  Line finished[MOST_THREADS];          // job number | items that a worker did
 };
 Pool pool;
+
+struct Job {
+  uint32_t number, items;
+  int threads;
+  ItemBody body;
+  void* context;
+
+  uint32_t bound(int thread) const {
+    return static_cast<uint32_t>(static_cast<uint64_t>(items) * thread / threads);
+  }
+  bool over() const { return pool.job.load(std::memory_order_relaxed) != number; }
+};
 
 uint64_t range_word(uint32_t job, uint32_t next, uint32_t end) {
   return static_cast<uint64_t>(job) << 32 | end << 16 | next;
 }
 
-uint32_t take(Range& range, uint32_t job, bool front) {
+uint32_t take(const Job& job, int thread, bool front) {
+  Line& range = pool.ranges[thread];
   uint64_t word = range.word.load(std::memory_order_acquire);
   for (;;) {
     uint32_t next = word & 0xffff, end = word >> 16 & 0xffff;
-    if (word >> 32 != job || next >= end) return NO_ITEM;
-    uint64_t left = front ? range_word(job, next + 1, end) : range_word(job, next, end - 1);
+    auto age = static_cast<int32_t>(job.number - static_cast<uint32_t>(word >> 32));
+    if (age > 0) {
+      next = job.bound(thread);
+      end = job.bound(thread + 1);
+    }
+    if (age < 0 || next >= end) return NO_ITEM;
+    uint64_t left = front ? range_word(job.number, next + 1, end)
+                          : range_word(job.number, next, end - 1);
     if (range.word.compare_exchange_weak(word, left, std::memory_order_acq_rel)) {
       return front ? next : end - 1;
     }
   }
 }
 
+// What the workers have done of a job so far.
+uint32_t done_by_others(const Job& job) {
+  uint32_t sum = 0;
+  for (int t = 1; t < job.threads; t++) {
+    uint64_t word = pool.finished[t].word.load(std::memory_order_acquire);
+    if (word >> 32 == job.number) sum += static_cast<uint32_t>(word);
+  }
+  return sum;
+}
+
 // All items that thread `me` can get of a job; returns how many it did.
-uint32_t work(uint32_t job, int me, int threads, ItemBody body, void* context) {
+uint32_t work(const Job& job, int me) {
   uint32_t finished = 0;
-  for (int i = 0; i < threads; i++) {
-    Range& range = pool.ranges[(me + i) % threads];
-    for (uint32_t item; (item = take(range, job, i == 0)) != NO_ITEM; finished++) {
-      body(context, item);
+  auto publish = [&] {
+    if (me && finished) {
+      pool.finished[me].word.store(static_cast<uint64_t>(job.number) << 32 | finished,
+                                   std::memory_order_release);
+    }
+  };
+  for (uint32_t item; (item = take(job, me, true)) != NO_ITEM; finished++) {
+    job.body(job.context, item);
+  }
+  publish();
+  for (int spin = 0; spin < GRACE; spin++) {
+    if (me ? job.over() : done_by_others(job) + finished == job.items) return finished;
+    _mm_pause();
+  }
+  for (int i = 1; i < job.threads; i++) {
+    int other = (me + i) % job.threads;
+    for (uint32_t item; (item = take(job, other, false)) != NO_ITEM; finished++) {
+      job.body(job.context, item);
     }
   }
+  publish();
   return finished;
 }
 
@@ -139,14 +191,14 @@ void* worker(void* number) {
       continue;
     }
     seen = job;
-    int threads = pool.threads.load(std::memory_order_relaxed);
-    ItemBody body = pool.body.load(std::memory_order_relaxed);
-    void* context = pool.context.load(std::memory_order_relaxed);
-    if (me >= threads) continue;
+    Job current{job, pool.items.load(std::memory_order_relaxed),
+                pool.threads.load(std::memory_order_relaxed),
+                pool.body.load(std::memory_order_relaxed),
+                pool.context.load(std::memory_order_relaxed)};
+    if (me >= current.threads) continue;
     int cpu = pool.cpu.load(std::memory_order_relaxed);
     if (sched_getcpu() == cpu) move_away(cpu);
-    uint32_t finished = work(job, me, threads, body, context);
-    if (finished) pool.done.fetch_add(finished, std::memory_order_release);
+    work(current, me);
   }
   return nullptr;
 }
@@ -196,20 +248,17 @@ void run_parallel(ItemBody body, void* context, int64_t items, bool alone) {
     return;
   }
   if (pool.started < wanted - 1) start_workers(wanted - 1);
-  uint32_t job = pool.job.load(std::memory_order_relaxed) + 1;
-  pool.done.store(0, std::memory_order_relaxed);
-  pool.body.store(body, std::memory_order_relaxed);
-  pool.context.store(context, std::memory_order_relaxed);
+  Job job{pool.job.load(std::memory_order_relaxed) + 1, static_cast<uint32_t>(items), threads, body,
+          context};
+  pool.items.store(job.items, std::memory_order_relaxed);
   pool.threads.store(threads, std::memory_order_relaxed);
   pool.cpu.store(sched_getcpu(), std::memory_order_relaxed);
-  for (int t = 0; t < threads; t++) {
-    auto bound = [&](int i) { return static_cast<uint32_t>(items * i / threads); };
-    pool.ranges[t].word.store(range_word(job, bound(t), bound(t + 1)), std::memory_order_release);
-  }
-  pool.job.store(job);
+  pool.body.store(body, std::memory_order_relaxed);
+  pool.context.store(context, std::memory_order_relaxed);
+  pool.job.store(job.number);
   if (pool.sleeping.load()) futex(pool.job, FUTEX_WAKE_PRIVATE, threads - 1);
-  uint32_t finished = work(job, 0, threads, body, context);
-  for (int spin = 0; pool.done.load(std::memory_order_acquire) + finished < items; spin++) {
+  uint32_t finished = work(job, 0);
+  for (int spin = 0; done_by_others(job) + finished < job.items; spin++) {
     if (spin < SPINS) _mm_pause(); else sched_yield();
   }
   pool.busy.unlock();

@@ -5,7 +5,9 @@ built. The innermost dimensions must be contiguous; strides of tokens, pages and
 on. Results are written into tensors that the caller allocates. Knows nothing of models or plans.
 """
 
+import hashlib
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,19 @@ if TYPE_CHECKING:
 
 LINEAR_BLOCK = 48
 """columns of a block of packed weights; csrc/abi.h"""
+
+
+@cache
+def packed_form() -> str:
+    """What packed weights are laid out by: the code that packs, compiled and not. The layout is
+    that of every instruction set."""
+    from inferplane_xeon import _kernels
+
+    sources = (Path(path) for path in (_kernels.__file__, __file__))
+    digest = hashlib.sha256()
+    for path in (*sources, Path(__file__).with_name("quantized.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 @cache

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from inferplane.hw.kv import KVSpec, LayerKV
-from inferplane.hw.op import Bound, BuildContext, OpImpl, Reject, Support, describe
+from inferplane.hw.op import Bound, BuildContext, OpImpl, Packing, Reject, Support, describe
 from inferplane.hw.ops.activation import GluSpec
 from inferplane.hw.ops.attention import AttentionSpec
 from inferplane.hw.ops.embedding import EmbeddingSpec
@@ -269,6 +269,11 @@ def embedding(spec: EmbeddingSpec, ctx: BuildContext) -> Bound:
 Packed = tuple["Tensor", "Tensor | None"]
 
 
+def _save(packed: Packed) -> "dict[str, Tensor]":
+    weight, bias = packed
+    return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+
+
 def linear(spec: LinearSpec, ctx: BuildContext) -> Bound:
     outputs, dtype = spec.out_features, spec.dtype
 
@@ -279,7 +284,8 @@ def linear(spec: LinearSpec, ctx: BuildContext) -> Bound:
         out = ctx.empty((x.shape[0], outputs), dtype)
         return kernels.linear(x, packed[0], out, bias=packed[1])
 
-    return Bound(run=run, prepack=prepack)
+    packing = Packing(kernels.packed_form(), _save, lambda kept: (kept["weight"], kept.get("bias")))
+    return Bound(run=run, prepack=prepack, packing=packing)
 
 
 def logits(spec: LogitsSpec, ctx: BuildContext) -> Bound:
@@ -289,7 +295,10 @@ def logits(spec: LogitsSpec, ctx: BuildContext) -> Bound:
         out = ctx.empty((hidden.shape[0], vocab), "float32")
         return kernels.linear(hidden, packed, out, softcap=softcap)
 
-    return Bound(run=run, prepack=kernels.pack_linear)
+    packing = Packing(
+        kernels.packed_form(), lambda weight: {"weight": weight}, lambda kept: kept["weight"]
+    )
+    return Bound(run=run, prepack=kernels.pack_linear, packing=packing)
 
 
 def implementations() -> "list[tuple[str, OpImpl]]":

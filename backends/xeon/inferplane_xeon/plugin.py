@@ -9,6 +9,7 @@ from inferplane.hw import (
     BackendInfo,
     Device,
     DeviceInfo,
+    GraphBackend,
     Hints,
     HostThreads,
     KVLayout,
@@ -30,6 +31,8 @@ NEEDED = {"avx2", "fma"}
 MACHINES = ("x86_64", "amd64")
 HEAD_MAJOR = SettledLayout(id="head_major", order="htd")
 """a head's tokens of a page lie together, so that attention reads whole pages front to back"""
+BUCKETS = (*range(1, 9), *range(10, 33, 2), *range(40, 129, 8), *range(144, 257, 16))
+"""sizes of recorded decode steps; padding costs up to a quarter below 10 rows, then a tenth"""
 KV_BYTES = 4 << 30
 """KV cache when the user gives no size: enough for a host that has other work, too"""
 
@@ -69,6 +72,7 @@ def find(machine: str, root: Path = ROOT) -> list[DeviceInfo] | Unavailable:
             torch_device="cpu",
             name=facts.get("model name", "x86-64 processor"),
             arch=arch(flags),
+            shape_policy="bucketed",
             traits=Traits(memory="host"),
         )
     ]
@@ -146,9 +150,23 @@ def kv_layouts(device: Device) -> Iterable[KVLayout]:
 
 
 @impl
+def graphs(device: Device) -> GraphBackend:
+    from inferplane_xeon.tape import Tapes
+
+    return Tapes()
+
+
+@impl
 def hints(device: Device) -> Hints:
     dtype = "bfloat16" if device.info.arch == "avx512_bf16" else "float32"
-    return Hints(dtype=dtype, page_size=16, kv_cache_bytes=KV_BYTES, int8_inputs=True)
+    return Hints(
+        dtype=dtype,
+        page_size=16,
+        kv_cache_bytes=KV_BYTES,
+        int8_inputs=True,
+        token_buckets=BUCKETS,
+        record_fallbacks=False,
+    )
 
 
 @impl

@@ -5,13 +5,14 @@ stored values in the model's type. Both sum groups in the order of K, so they ar
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from inferplane.hw.op import Bound, BuildContext, Reject, describe
+from inferplane.hw.op import Bound, BuildContext, Packing, Reject, describe
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec, scheme_problem
 from inferplane.hw.quantization import QuantizedWeight, Scheme
-from inferplane_xeon.kernels import LINEAR_BLOCK, library
+from inferplane_xeon.kernels import LINEAR_BLOCK, library, packed_form
 from inferplane_xeon.memory import settle
 
 if TYPE_CHECKING:
@@ -138,6 +139,31 @@ def _close(rounded: "Tensor", exact: "Tensor") -> bool:
     return bool(((rounded - exact).abs() <= HALF_ERROR * exact.abs()).all())
 
 
+def packing(scheme: Scheme, inputs: int) -> Packing:
+    """PackedWeight as tensors; scheme and group follow from the spec."""
+    import torch
+
+    def save(packed: PackedWeight) -> "dict[str, Tensor]":
+        kept = {"data": packed.data, "input_scale": packed.input_scale, "bias": packed.bias}
+        if packed.half:
+            kept["unit"] = torch.tensor(packed.unit, dtype=torch.float64)
+        return {name: tensor for name, tensor in kept.items() if tensor is not None}
+
+    def load(kept: "Mapping[str, Tensor]") -> PackedWeight:
+        half = "unit" in kept
+        return PackedWeight(
+            scheme=scheme,
+            data=kept["data"],
+            group=shared_inputs(scheme, inputs),
+            half=half,
+            unit=float(kept["unit"]) if half else 1.0,
+            input_scale=kept.get("input_scale"),
+            bias=kept.get("bias"),
+        )
+
+    return Packing(packed_form(), save, load)
+
+
 def quant_linear(
     x: "Tensor", packed: PackedWeight, out: "Tensor", *, softcap: float = 0.0
 ) -> "Tensor":
@@ -170,6 +196,7 @@ def quant_linear(
 
 def linear(spec: LinearSpec, ctx: BuildContext) -> Bound:
     outputs, dtype = spec.out_features, spec.dtype
+    assert spec.scheme is not None
 
     def prepack(weight: QuantizedWeight, bias: "Tensor | None" = None) -> PackedWeight:
         return pack(weight, dtype, bias)
@@ -177,11 +204,12 @@ def linear(spec: LinearSpec, ctx: BuildContext) -> Bound:
     def run(x: "Tensor", packed: PackedWeight) -> "Tensor":
         return quant_linear(x, packed, ctx.empty((x.shape[0], outputs), dtype))
 
-    return Bound(run=run, prepack=prepack)
+    return Bound(run=run, prepack=prepack, packing=packing(spec.scheme, spec.in_features))
 
 
 def logits(spec: LogitsSpec, ctx: BuildContext) -> Bound:
     vocab, softcap, dtype = spec.vocab, spec.softcap, spec.dtype
+    assert spec.scheme is not None
 
     def prepack(weight: QuantizedWeight) -> PackedWeight:
         return pack(weight, dtype)
@@ -190,4 +218,4 @@ def logits(spec: LogitsSpec, ctx: BuildContext) -> Bound:
         out = ctx.empty((hidden.shape[0], vocab), "float32")
         return quant_linear(hidden, packed, out, softcap=softcap)
 
-    return Bound(run=run, prepack=prepack)
+    return Bound(run=run, prepack=prepack, packing=packing(spec.scheme, spec.dim))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inferplane.checkpoint.identity import FileState
 from inferplane.errors import ModelError
 
 STRING, ARRAY = 8, 9
@@ -76,6 +77,7 @@ class GgufFile:
         self.path = Path(path)
         try:
             with open(self.path, "rb") as file:
+                self.state = FileState.of(os.fstat(file.fileno()))
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise ModelError(f"{self.path} cannot be read: {error}") from error
@@ -100,7 +102,7 @@ class GgufFile:
         if isinstance(value, _ArrayRef):
             cursor = _Cursor(self._map, self.path, value.offset)
             if value.type == STRING:
-                return [cursor.string() for _ in range(value.count)]
+                return cursor.strings(value.count)
             return cursor.numbers(value.type, value.count)
         return value
 
@@ -113,6 +115,10 @@ class GgufFile:
         """The packed bytes of a tensor, a view of the file."""
         info = self.tensors[name]
         return memoryview(self._map)[info.offset : info.offset + info.nbytes]
+
+    def release(self) -> None:
+        """Give back the memory of what was read; it is read again when asked for."""
+        self._map.madvise(mmap.MADV_DONTNEED)
 
     def metadata_digest(self) -> str:
         """SHA-256 of all metadata, vocabulary included: equal digests have equal vocabularies."""
@@ -237,6 +243,19 @@ class _Cursor:
             return self.take(length, "a string").decode()
         except UnicodeDecodeError as error:
             raise self.error("a string is not valid UTF-8", start) from error
+
+    def strings(self, count: int) -> list[str]:
+        """An array that `skip_array` has checked: a vocabulary is read at each start, twice."""
+        length_at = struct.Struct("<Q").unpack_from
+        data, at, found = self.data, self.at, []
+        for _ in range(count):
+            start = at + 8
+            at = start + length_at(data, at)[0]
+            try:
+                found.append(data[start:at].decode())
+            except UnicodeDecodeError as error:
+                raise self.error("a string is not valid UTF-8", start - 8) from error
+        return found
 
     def skip_array(self, key: str) -> _ArrayRef:
         start = self.at

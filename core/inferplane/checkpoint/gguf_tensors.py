@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from inferplane.checkpoint.gguf import GgufFile, TensorInfo
+from inferplane.checkpoint.identity import identity
 from inferplane.errors import ModelError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ DERIVED = frozenset({"rope_freqs.weight"})
 
 class GgufTensors:
     """Mapping from Hugging Face names to tensors; each is unpacked when it is asked for.
-    Implements weights.QuantizedSource."""
+    Implements weights.QuantizedSource and weights.StoredSource."""
 
     def __init__(self, file: GgufFile, config: dict[str, Any]) -> None:
         self._file = file
@@ -102,6 +103,12 @@ class GgufTensors:
         if self._gemma and name.endswith("norm.weight"):
             out -= 1
         return torch.from_numpy(out)
+
+    def identity(self) -> str | None:
+        return identity([(self._file.path, self._file.state)])
+
+    def release(self) -> None:
+        self._file.release()
 
     def scheme(self, name: str) -> "Scheme | None":
         from inferplane.checkpoint.gguf_quantized import FORMS

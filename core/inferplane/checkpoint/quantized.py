@@ -84,7 +84,7 @@ def configured_scheme(config: Mapping[str, Any]) -> Callable[[str], Scheme | Non
 
 class QuantizedTensors:
     """The tensors of such a checkpoint with one name, `MODULE.weight`, for all parts of a
-    quantized weight. Implements weights.QuantizedSource."""
+    quantized weight. Implements weights.QuantizedSource and weights.StoredSource."""
 
     def __init__(self, inner: SafetensorsTensors, found: Format) -> None:
         self._inner = inner
@@ -129,6 +129,12 @@ class QuantizedTensors:
         if name in self._modules:
             return dequantize(self.quantized(name), "float32")
         return self._inner[name]
+
+    def identity(self) -> str | None:
+        return self._inner.identity()
+
+    def release(self) -> None:
+        self._inner.release()
 
     def scheme(self, name: str) -> Scheme | None:
         return self._schemes.get(name)

@@ -6,10 +6,12 @@ before it is used. Names in the index are checked, so that none leads out of the
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inferplane.checkpoint.identity import FileState, identity
 from inferplane.errors import ModelError
 
 if TYPE_CHECKING:
@@ -24,15 +26,19 @@ ITEM_BYTES |= {"F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 
 
 class SafetensorsTensors:
-    """Mapping from names to tensors; a file is opened when its first tensor is asked for."""
+    """Mapping from names to tensors; a file is opened when its first tensor is asked for.
+    Implements weights.StoredSource."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._open: dict[Path, Any] = {}
+        self._states: dict[Path, FileState] = {}
         if (folder / INDEX).is_file():
             self._files = _read_index(folder)
         else:
             self._files = self._single_file()
+        for path in set(self._files.values()) - set(self._states):
+            self._states[path] = FileState.of(os.stat(path))
 
     def names(self) -> list[str]:
         return list(self._files)
@@ -75,7 +81,15 @@ class SafetensorsTensors:
                     + ": weights are read from safetensors files and from .gguf files"
                 )
             path = self._folder / found[0]
+        self._states[path] = FileState.of(os.stat(path))
         return dict.fromkeys(self._handle(path).keys(), path)
+
+    def identity(self) -> str | None:
+        return identity(sorted(self._states.items()))
+
+    def release(self) -> None:
+        """Close the files; what tensors still refer to stays mapped."""
+        self._open.clear()
 
     def _file_of(self, name: str) -> tuple[Path, Any]:
         if name not in self._files:

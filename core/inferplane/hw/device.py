@@ -100,6 +100,9 @@ class Hints:
     step takes the first that holds it, and larger ones have exact shapes and run eagerly"""
     int8_inputs: bool = False
     """weight-only int8 and int4 products are computed with inputs rounded to int8 per token"""
+    record_fallbacks: bool = True
+    """record steps also if they run a reference to which padding costs far more than a recording
+    saves; otherwise such a model's steps have exact shapes and run eagerly"""
     max_programs: int | None = None
     """graphs to hold at most; steps of further shapes run eagerly. Default: no limit"""
 

@@ -5,7 +5,7 @@ a tolerance model; and an input generator. A composite is a declared fusion: a l
 run one after the other unless somebody implements the whole.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -63,17 +63,33 @@ class Reject:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """Packed weights as plain tensors, so that core can keep them in a file: later starts map it
+    and call `load` in place of `prepack`. For weights that are packed on the host."""
+
+    form: str
+    """names the layout and whatever it depends on besides the spec and the weights, its version
+    above all: weights kept under another form are packed again"""
+    save: "Callable[[Any], Mapping[str, Tensor]]"
+    """what `prepack` returned -> all of it as host tensors"""
+    load: "Callable[[Mapping[str, Tensor]], Any]"
+    """such tensors, aligned to 64 bytes and never to be written to -> what `run` wants"""
+
+
 @dataclass(slots=True)
 class Bound:
     """An op ready to be called: chosen once when the model is built.
 
     `run` takes the op's arguments. `plan`, if any, is called once per step and batch before the
-    first `run`. `prepack` takes the op's weights and returns what `run` wants in their place.
+    first `run`. `prepack` takes the op's weights and returns what `run` wants in their place;
+    with `packing`, it is not called for weights that were packed before.
     """
 
     run: Callable[..., Any]
     plan: "Callable[[ForwardBatch], Any] | None" = None
     prepack: Callable[..., Any] | None = None
+    packing: Packing | None = None
 
 
 class BuildContext(Protocol):

@@ -4,7 +4,7 @@ Knows no architecture: models are found through the entry point group `inferplan
 """
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,13 @@ from inferplane.errors import ConfigError, ModelError
 from inferplane.hw.device import Device, Hints
 from inferplane.hw.host import HostThreads
 from inferplane.hw.kv import CANONICAL, KVGroup, KVLayout, KVSpec, LayerKV
-from inferplane.hw.op import Bound, Determinism
+from inferplane.hw.op import Bound, Determinism, Packing
 from inferplane.hw.ops.attention import AttentionSpec
 from inferplane.hw.quantization import Scheme
 from inferplane.layers import LayerCache, Model
 from inferplane.plugins import Plugins, model_rows
 from inferplane.resolver import Resolver, parse_overrides
+from inferplane.runner.packed import PackedWeights
 from inferplane.runner.schemes import SchemeChooser
 from inferplane.weights import Weights
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DEFAULT_PAGE_SIZE = 16
+DENSE = Packing("plain", lambda weight: {"weight": weight}, lambda kept: kept["weight"])
 
 
 @dataclass(slots=True)
@@ -42,12 +44,58 @@ class Build:
     handles: dict[int, LayerKV]
     weights: Weights
     schemes: SchemeChooser
+    packed: PackedWeights | None = None
     bound: list[Bound] = field(default_factory=list)
 
     def bind(self, op: str, spec: Any) -> Bound:
         made = self.resolver.resolve(op, spec).chosen.build(spec, self)
         self.bound.append(made)
         return made
+
+    def bind_packed(
+        self,
+        op: str,
+        spec: Any,
+        weights: Mapping[str, Sequence[int]],
+        read: Callable[[], Sequence[Any]],
+    ) -> tuple[Bound, Any]:
+        bound = self.bind(op, spec)
+        prepack = bound.prepack
+        assert prepack is not None
+        if self.packed is None or bound.packing is None:
+            return bound, prepack(*read())
+        chosen = self.resolver.decisions[op, spec].chosen.name
+        use = f"{op} {chosen} {spec!r}"
+        return bound, self._kept(use, bound.packing, weights, lambda: prepack(*read()))
+
+    def take_dense(self, name: str, shape: Sequence[int]) -> "Tensor":
+        take = self.weights.take
+        on_host = self.device.info.traits.memory == "host"
+        if self.packed is None or not on_host or self.weights.scheme(name) is None:
+            return take(name, shape)
+        made: Tensor = self._kept(
+            f"dense {self.dtype}", DENSE, {name: shape}, lambda: take(name, shape)
+        )
+        return made
+
+    def _kept(
+        self,
+        use: str,
+        packing: Packing,
+        weights: Mapping[str, Sequence[int]],
+        make: Callable[[], Any],
+    ) -> Any:
+        assert self.packed is not None
+        stored = [(self.weights.stored_name(name), *shape) for name, shape in weights.items()]
+        key = f"{use} {packing.form} {stored}"
+        found = self.packed.find(key)
+        if found is None:
+            made = make()
+            self.packed.add(key, packing.save(made))
+            return made
+        for name in weights:
+            self.weights.skip(name)
+        return packing.load(found)
 
     def scheme(
         self, op: str, spec: Any, names: Sequence[str], sizes: Sequence[int], width: int

@@ -46,6 +46,12 @@ class NoWeights:
             return self._configured(name)
         return stored_scheme(self._source, self._rename(name, self._stored))
 
+    def stored_name(self, name: str) -> str:
+        return self._rename(name, self._stored)
+
+    def skip(self, name: str) -> None:
+        raise AssertionError("there are no packed weights here")
+
     def take_quantized(self, name: str, shape: Sequence[int], scheme: Scheme) -> QuantizedWeight:
         made = no_data(shape[0], shape[1], scheme)
         key = f"{name} quantized"  # a tied embedding exists in both forms

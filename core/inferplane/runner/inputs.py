@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from inferplane.hw.batch import FROM_DEVICE, ForwardBatch, StepPlan
-from inferplane.hw.device import Device, Event
+from inferplane.hw.device import Device, Event, ShapePolicy
 from inferplane.hw.kv import KVGroup
 from inferplane.runner.tables import WIDTH, Tables, pack_rows
 
@@ -63,6 +63,7 @@ class Inputs:
         device: Device,
         tables: Tables,
         groups: list[KVGroup],
+        policy: ShapePolicy,
         buckets: tuple[int, ...],
         mixed: tuple[tuple[int, int], ...],
         max_columns: int,
@@ -74,7 +75,7 @@ class Inputs:
         self._groups = len(groups)
         self._buckets = buckets
         self._mixed = mixed
-        self._policy = device.info.shape_policy
+        self._policy = policy
         self._max_columns = max_columns
         self._staging = [_Staging(device.host_buffer(4096, "int32")) for _ in range(depth + 2)]
         self._static: dict[Bucket, Tensor] = {}

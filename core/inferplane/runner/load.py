@@ -9,18 +9,25 @@ from inferplane.config import Config
 from inferplane.hw.device import Device
 from inferplane.hw.host import HostThreads
 from inferplane.hw.kv import KVGroup, LayerKV
+from inferplane.hw.op import Reference
 from inferplane.layers import Model
 from inferplane.plugins import Plugins
 from inferplane.resolver import Resolver
 from inferplane.runner.dry import check_memory
 from inferplane.runner.inputs import Inputs
 from inferplane.runner.memory import Budget, allocate, plan_memory
+from inferplane.runner.packed import open_packed
 from inferplane.runner.prepare import Prepared, Source, prepare
 from inferplane.runner.runner import Runner
 from inferplane.runner.sampler import Sampler
 from inferplane.runner.tables import make_tables
 from inferplane.scheduling.pages import KVGroupPages
-from inferplane.weights import CheckpointWeights, DummyWeights, Progress, Weights
+from inferplane.weights import (
+    CheckpointWeights,
+    DummyWeights,
+    Progress,
+    StoredSource,
+)
 
 log = logging.getLogger(__name__)
 
@@ -44,19 +51,36 @@ class Loaded:
     threads: HostThreads | None = None
 
 
-def open_weights(prepared: Prepared, source: Source, progress: Progress | None) -> Weights:
-    config, torch_device = prepared.config, prepared.device.info.torch_device
+def construct(prepared: Prepared, source: Source, progress: Progress | None) -> Model:
+    """The model with its weights: packed at an earlier start, or read and packed now."""
+    import torch
+
+    config, build, info = prepared.config, prepared.build, prepared.device.info
+    tensors = None
     if config.load_format == "dummy":
-        return DummyWeights(config.dtype, torch_device, {}, configured_scheme(source.config))
-    tensors = source.tensors()
-    stored = tensors.names()
-    return CheckpointWeights(
-        tensors,
-        config.dtype,
-        torch_device,
-        progress,
-        rename=lambda name: prepared.architecture.stored_name(name, stored),
-    )
+        stored_as = configured_scheme(source.config)
+        build.weights = DummyWeights(config.dtype, info.torch_device, {}, stored_as)
+    else:
+        tensors = source.tensors()
+        stored = tensors.names()
+        build.packed = open_packed(config, source.config, info, tensors)
+        build.weights = CheckpointWeights(
+            tensors,
+            config.dtype,
+            info.torch_device,
+            progress,
+            rename=lambda name: prepared.architecture.stored_name(name, stored),
+        )
+    with torch.inference_mode():
+        model = prepared.architecture.construct(prepared.model, build)
+    unused = build.weights.unused()
+    if unused:
+        log.warning("%d weights of the checkpoint are not used, such as %s", len(unused), unused[0])
+    if build.packed is not None:
+        build.packed.close()
+    if isinstance(tensors, StoredSource):
+        tensors.release()
+    return model
 
 
 def load(
@@ -70,19 +94,12 @@ def load(
     """Read the weights, build the model, give it memory, and record its steps. `report` gets a
     line about whatever takes long after the weights. ConfigError before anything is read if the
     model does not fit."""
-    import torch
-
     prepared = prepare(config, source.config, plugins)
     if on_prepared:
         on_prepared(prepared)
     check_memory(prepared, source)
     config, device, build = prepared.config, prepared.device, prepared.build
-    build.weights = open_weights(prepared, source, progress)
-    with torch.inference_mode():
-        model = prepared.architecture.construct(prepared.model, build)
-    unused = build.weights.unused()
-    if unused:
-        log.warning("%d weights of the checkpoint are not used, such as %s", len(unused), unused[0])
+    model = construct(prepared, source, progress)
     config, budget = plan_memory(
         build.schemes.record(config),
         prepared.model,
@@ -93,6 +110,9 @@ def load(
     )
     pages = allocate(build.groups, build.handles, budget, device)
     depth = 0 if config.disable_overlap or device.record() is None else 1
+    if prepared.graphs is not None and exact_shapes(prepared):
+        prepared.graphs = None
+        config = config.decide("the reference attention computes all padding", disable_graphs=True)
     runner = make_runner(prepared, config, model, depth)
     runner.record(config.max_running, report)
     device.freeze()
@@ -111,6 +131,13 @@ def load(
         depth=depth,
         threads=prepared.threads,
     )
+
+
+def exact_shapes(prepared: Prepared) -> bool:
+    """Whether steps are not padded because a fallback would compute all of it."""
+    chosen = [decision.chosen for decision in prepared.build.resolver.decisions.values()]
+    wasteful = any(isinstance(impl, Reference) and impl.wasteful for impl in chosen)
+    return wasteful and not prepared.hints.record_fallbacks
 
 
 def make_runner(prepared: Prepared, config: Config, model: Model, depth: int) -> Runner:
@@ -132,7 +159,9 @@ def make_runner(prepared: Prepared, config: Config, model: Model, depth: int) ->
         sampler = Sampler(build, tables, vocab)
     decode_only = any(d.support.capture == "decode" for d in build.resolver.decisions.values())
     mixed = () if decode_only else hints.mixed_buckets
-    inputs = Inputs(device, tables, build.groups, hints.token_buckets, mixed, columns, depth)
+    policy = "dynamic" if exact_shapes(prepared) else device.info.shape_policy
+    buckets = hints.token_buckets
+    inputs = Inputs(device, tables, build.groups, policy, buckets, mixed, columns, depth)
     return Runner(
         device, model, build, tables, inputs, sampler, prepared.graphs, hints.max_programs
     )

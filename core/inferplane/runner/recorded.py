@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Compute = Callable[[ForwardBatch], "tuple[Tensor, Tensor]"]
+Planning = Callable[[ForwardBatch], None]
 
 
 @dataclass(slots=True)
@@ -48,6 +49,8 @@ class Recorded:
     batch: ForwardBatch
     derive: Graph
     forward: Graph
+    logits: "Tensor | None"
+    """where replays leave them; on functional devices each replay returns new ones"""
 
 
 class Recordings:
@@ -73,43 +76,53 @@ class Recordings:
         full = self._limit is not None and 2 * len(self._recorded) >= self._limit
         return bucket.padded and (bucket in self._recorded or not full)
 
+    def record(self, step: Step, plan_ops: Planning, compute: Compute) -> "Tensor | None":
+        """Record a bucket before its first step. Returns its logits' place if it is known."""
+        known = self._recorded.get(step.bucket) or self._record(step, plan_ops, compute)
+        return known.logits
+
     def run(
-        self, step: Step, plan_ops: Callable[[ForwardBatch], None], compute: Compute
+        self, step: Step, plan_ops: Planning, compute: Compute
     ) -> "tuple[ForwardBatch, Tensor, Tensor]":
         """The step's batch, hidden states and logits, recorded if the bucket is new."""
         known = self._recorded.get(step.bucket)
         if known is None:
-            made: list[ForwardBatch] = []
-
-            def derive() -> "list[Tensor]":
-                made.append(self._inputs.derive(step))
-                batch = made[-1]
-                return [batch.token_ids, batch.position, batch.seq_len]
-
-            prepared = self._graphs.capture(derive, self._state)
-            batch = made[-1]
-            prepared.replay(batch)
-            plan_ops(batch)
-            forward = self._graphs.capture(self._shared(batch, compute), self._state)
-            self._recorded[step.bucket] = Recorded(batch, prepared, forward)
+            known = self._record(step, plan_ops, compute)
         else:
-            batch, forward = known.batch, known.forward
-            self._inputs.refresh(batch, step)
-            known.derive.replay(batch)
-            plan_ops(batch)
-        hidden, logits = forward.replay(batch)
-        return batch, hidden, logits
+            self._inputs.refresh(known.batch, step)
+            known.derive.replay(known.batch)
+            plan_ops(known.batch)
+        hidden, logits = known.forward.replay(known.batch)
+        return known.batch, hidden, logits
+
+    def _record(self, step: Step, plan_ops: Planning, compute: Compute) -> Recorded:
+        """The batch is derived, the forward pass is not computed yet."""
+        made: list[ForwardBatch] = []
+
+        def derive() -> "list[Tensor]":
+            made.append(self._inputs.derive(step))
+            batch = made[-1]
+            return [batch.token_ids, batch.position, batch.seq_len]
+
+        prepared = self._graphs.capture(derive, self._state)
+        batch = made[-1]
+        prepared.replay(batch)
+        plan_ops(batch)
+        logits, run = self._shared(batch, compute)
+        forward = self._graphs.capture(run, self._state)
+        self._recorded[step.bucket] = Recorded(batch, prepared, forward, logits)
+        return self._recorded[step.bucket]
 
     def _shared(
         self, batch: ForwardBatch, compute: Compute
-    ) -> "Callable[[], tuple[Tensor, Tensor]]":
-        """`compute` with its logits in memory that all buckets share: they are read before the
-        next step is replayed, and together would take gigabytes."""
+    ) -> "tuple[Tensor | None, Callable[[], tuple[Tensor, Tensor]]]":
+        """(place, `compute` with its logits there): memory that all buckets share, for logits are
+        read before the next step is replayed, and together would take gigabytes."""
         import torch
 
         tables = self._inputs.tables
         if not tables.inplace:
-            return lambda: compute(batch)
+            return None, lambda: compute(batch)
         rows, device = batch.logit_index.shape[0], batch.logit_index.device
         if self._logits is None or len(self._logits) < rows:
             self._logits = torch.empty(rows, tables.vocab, dtype=torch.float32, device=device)
@@ -119,4 +132,4 @@ class Recordings:
             hidden, logits = compute(batch)
             return hidden, shared.copy_(logits)
 
-        return run
+        return shared, run

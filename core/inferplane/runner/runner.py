@@ -129,14 +129,19 @@ class Runner:
         with torch.inference_mode(), paused_collection():
             for index, bucket in enumerate(buckets):
                 if self._recordings.covers(bucket):
-                    step = self._inputs.blank(bucket)
-                    _, _, logits = self._recordings.run(step, self._plan_ops, self._compute)
-                    self._sampler.record(step, logits)
+                    self._record(self._recordings, self._inputs.blank(bucket))
                 if index % 8 == 0:
                     report(f"recording steps: {index} of {len(buckets)}")
         self.device.synchronize()
         if buckets:
             report(f"recorded {len(buckets)} steps in {time.monotonic() - begin:.1f} s")
+
+    def _record(self, recordings: Recordings, step: Step) -> None:
+        """Devices that work asynchronously also replay it: the first time takes longer there."""
+        logits = recordings.record(step, self._plan_ops, self._compute)
+        if logits is None or not self._synchronous:
+            _, _, logits = recordings.run(step, self._plan_ops, self._compute)
+        self._sampler.record(step, logits)
 
     def launch(self, plan: StepPlan) -> Pending:
         """Forward and sample; returns at once on devices that work asynchronously."""
@@ -223,11 +228,12 @@ class Runner:
         ]
 
     def _to_host(self, tensor: "Tensor") -> "Tensor":
-        """A copy on the host, complete once `done` is."""
+        """On the host, complete once `done` is. What a recording gave is copied: the next step
+        overwrites it."""
         import torch
 
         if self._synchronous and tensor.device.type == "cpu":
-            return tensor
+            return tensor if self.graphs is None else tensor.clone()
         target = self.device.host_buffer(tensor.numel(), str(tensor.dtype).removeprefix("torch."))
         with torch.no_grad():
             return target.view(tensor.shape).copy_(tensor, non_blocking=True)

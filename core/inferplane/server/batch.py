@@ -20,8 +20,8 @@ from inferplane.config import Config
 from inferplane.errors import ConfigError, InferplaneError, RequestError
 from inferplane.ipc.client import ENGINE_MODULE, ProcessClient
 from inferplane.server import body
+from inferplane.server.http import application
 from inferplane.server.limits import MAX_BODY
-from inferplane.server.run import application
 from inferplane.server.service import new_id
 
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/score")

@@ -1,60 +1,32 @@
-"""`serve`: one engine process, one HTTP server, until a signal ends both."""
+"""`serve`: one engine process, one HTTP server, until a signal ends both.
+
+What HTTP needs (http.py) is imported while the engine starts: that takes longer, and is what the
+first token waits for.
+"""
 
 import asyncio
-import contextlib
 import gc
 import logging
 import os
 import signal
 import socket
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import uvicorn
-from fastapi import FastAPI
-from starlette.types import ASGIApp
-
-from inferplane.checkpoint.source import ModelSource, open_model
+from inferplane.checkpoint.source import open_model
 from inferplane.config import Config
-from inferplane.errors import ConfigError, InferplaneError
+from inferplane.errors import ConfigError
 from inferplane.ipc.client import ENGINE_MODULE, ProcessClient
-from inferplane.server.app import create_app
-from inferplane.server.auth import ApiKey, load_key
-from inferplane.text.tokenizer import Tokenizer
+from inferplane.server.auth import load_key
 
-DRAIN_SECONDS = 30
+if TYPE_CHECKING:
+    from inferplane.server.http import HttpServer
+
 BACKLOG = 2048
-MAX_HEAD_BYTES = 64 * 1024
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 FAST_EXIT_CODE = 130
 
 log = logging.getLogger(__name__)
-
-
-class HttpServer(uvicorn.Server):
-    """uvicorn without its access log, which has what clients send, and without its signal
-    handling, which ends the process with the signal."""
-
-    def __init__(self, app: ASGIApp, drain_seconds: int = DRAIN_SECONDS) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                lifespan="off",
-                log_config=None,
-                log_level="warning",  # we say ourselves what we do
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_graceful_shutdown=drain_seconds,
-                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-            )
-        )
-        # access_log only takes the handlers away, and anybody may add some
-        logging.getLogger("uvicorn.access").disabled = True
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Any:
-        yield
 
 
 def announce(text: str) -> None:
@@ -79,11 +51,14 @@ def serve(
 
         async def run() -> int:
             starting = asyncio.create_task(client.start(say))
-            await asyncio.sleep(0)  # lets the engine process start before we read the vocabulary
+            await asyncio.sleep(0)  # lets the engine process start
             try:
+                from inferplane.server.http import HttpServer, application
+
                 app = await application(config, source, client, key)
+                running = Running(config, client, listener, HttpServer(app), say)
                 try:
-                    return await Running(config, client, listener, app, say).until_signal(starting)
+                    return await running.until_signal(starting)
                 finally:
                     app.state.service.generator.close()
             finally:
@@ -92,22 +67,6 @@ def serve(
                 await client.close()
 
         return _run_loop(run)
-
-
-async def application(
-    config: Config, source: ModelSource, client: ProcessClient, key: ApiKey | None
-) -> FastAPI:
-    """The application for a model; its vocabulary is read in a thread."""
-    loop = asyncio.get_running_loop()
-    tokenizer = await loop.run_in_executor(None, source.tokenizer, config.chat_template)
-    return create_app(
-        client,
-        tokenizer,
-        config,
-        generation_config=source.generation_config,
-        eos_ids=_eos_ids(source.generation_config, tokenizer),
-        key=key,
-    )
 
 
 def _run_loop(run: Callable[[], Coroutine[Any, Any, int]]) -> int:
@@ -130,7 +89,7 @@ class Running:
         config: Config,
         client: ProcessClient,
         listener: socket.socket,
-        app: FastAPI,
+        http: "HttpServer",
         say: Callable[[str], None],
     ) -> None:
         self._config = config
@@ -138,7 +97,7 @@ class Running:
         self._listener = listener
         self._say = say
         self._signals = 0
-        self._http = HttpServer(app)
+        self._http = http
 
     async def until_signal(self, starting: "asyncio.Task[None]") -> int:
         loop = asyncio.get_running_loop()
@@ -193,12 +152,3 @@ def listen(config: Config) -> socket.socket:
             "choose another --host or --port"
         ) from None
     return listener
-
-
-def _eos_ids(generation_config: dict[str, Any], tokenizer: Tokenizer) -> frozenset[int]:
-    """Every id that ends a sequence, from both places where models name them."""
-    named = generation_config.get("eos_token_id")
-    ids = named if isinstance(named, list) else [] if named is None else [named]
-    if not all(type(token) is int for token in ids):
-        raise InferplaneError(f"eos_token_id is {named!r}, must be an id or a list of ids")
-    return tokenizer.eos_ids | frozenset(ids)

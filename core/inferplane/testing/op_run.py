@@ -1,10 +1,13 @@
 """Running one op outside a model: moves inputs to a device, fills pages, builds, calls, and
 brings everything back. The oracle is the reference run on the same values in float64."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inferplane.checkpoint.packed_file import read_packed, write_packed
 from inferplane.hw import (
     CANONICAL,
     Bound,
@@ -77,7 +80,20 @@ class Built:
             self.context.handles[self._layer] = LayerKV(layout, spec.kv)
         self.bound = impl.build(spec, self.context)
 
-    def __call__(self, inputs: Inputs) -> Outcome:
+    def keep(self, inputs: Inputs) -> "dict[str, Tensor]":
+        """The packed weights after a way through a file, as the next start finds them."""
+        import torch
+
+        assert self.bound.prepack is not None and self.bound.packing is not None
+        moved = {n: to_device(v, self._device.info.torch_device) for n, v in inputs.items()}
+        with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+            saved = self.bound.packing.save(self.bound.prepack(*_weights(moved)))
+            path = Path(folder) / "weights"
+            write_packed(path, {"weights": saved})
+            return read_packed(path)["weights"]
+
+    def __call__(self, inputs: Inputs, kept: "dict[str, Tensor] | None" = None) -> Outcome:
+        """`kept`: what `keep` gave, to be loaded in place of packing."""
         import torch
 
         device = self._device.info.torch_device
@@ -89,7 +105,11 @@ class Built:
             if handle is not None:
                 fill(handle, pages, self._device)
             if self.bound.prepack is not None:
-                packed = self.bound.prepack(*_weights(moved))
+                weights = _weights(moved)
+                if kept is not None and self.bound.packing is not None:
+                    packed = self.bound.packing.load(kept)
+                else:
+                    packed = self.bound.prepack(*weights)
                 first, *rest = moved
                 moved = {first: moved[first], "packed": packed} | {n: moved[n] for n in rest}
             if self.bound.plan is not None:

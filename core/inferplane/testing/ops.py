@@ -74,12 +74,27 @@ def _check(device: Device, op: str, impl: OpImpl, spec: Any, seed: int, layout: 
     else:
         _agrees(op, spec, inputs, done)
     _same_again("the same call", built(inputs), done)
+    if built.bound.packing is not None:
+        _can_be_kept(built, Built(op, impl, spec, device, layout), inputs, done)
     if op in STRIDED:
         _same_again("strided inputs", built(strided(op, inputs)), done)
     if op == "attention.paged":
         check_attention(built, spec, inputs, done.results[0], seed)
     elif op in ROWS:
         _rows_stand_alone(op, built, spec, inputs, done)
+
+
+def _can_be_kept(built: Built, later: Built, inputs: Inputs, done: Outcome) -> None:
+    """`later` is what a later start builds: it has only what `save` gave."""
+    first, second = built.bound.packing, later.bound.packing
+    require(first is not None and second is not None, "packing comes and goes")
+    assert first is not None and second is not None
+    require(bool(first.form) and first.form == second.form, "packing.form is not the same again")
+    kept = built.keep(inputs)
+    before = {name: tensor.clone() for name, tensor in kept.items()}
+    _same_again("weights from a file", later(inputs, kept), done)
+    for name, tensor in before.items():
+        identical(f"{name} of the weights from a file after the call", kept[name], tensor)
 
 
 def _inputs_are_kept(op: str, inputs: Inputs, done: Outcome) -> None:

@@ -78,6 +78,13 @@ def test_reads_every_value_type_and_tensor(tmp_path: Path, version: int) -> None
     assert struct.unpack("<6f", file.raw("a")) == (0, 1, 2, 3, 4, 5)
 
 
+def test_a_damaged_string_of_an_array_is_found_when_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(WHOLE.replace(b"ccc", b"c\xffc"))
+    with pytest.raises(ModelError, match=r"offset \d+: a string is not valid UTF-8"):
+        GgufFile(path).get("words")
+
+
 def test_second_tensor_is_found_at_its_offset(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(WHOLE)
     assert bytes(GgufFile(tmp_path / "m.gguf").raw("b")) == bytes(range(34))

@@ -13,7 +13,8 @@ import httpx
 from inferplane.config import Config
 from inferplane.server.app import create_app
 from inferplane.server.auth import ApiKey
-from inferplane.server.run import HttpServer, listen
+from inferplane.server.http import HttpServer
+from inferplane.server.run import listen
 from inferplane.server.service import Service
 from inferplane.testing.fake_engine import Behaviour, FakeEngineCore
 from inferplane.testing.inline_client import InlineClient

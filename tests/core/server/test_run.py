@@ -148,8 +148,16 @@ def test_a_taken_port() -> None:
             listen(Config(model="m", port=port))
 
 
-def test_the_server_needs_no_torch() -> None:
-    code = "import inferplane.server.run, sys; print({'torch', 'transformers'} & {*sys.modules})"
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("inferplane.server.http", {"torch", "transformers"}),
+        ("inferplane.server.run", {"torch", "transformers", "fastapi", "uvicorn"}),
+    ],
+)
+def test_what_is_not_imported(module: str, absent: set[str]) -> None:
+    """Before the engine process starts, nothing that can be imported beside it."""
+    code = f"import {module}, sys; print({absent} & {{*sys.modules}})"
     environment = {**os.environ, "PYTHONPATH": str(REPO / "core")}
     command = [sys.executable, "-c", code]
     output = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
