@@ -2,6 +2,7 @@
 # make test    the whole suite         make lint   ruff and mypy
 # make suites  JSON schemas, openai-python's tests, schemathesis: against their ratchet files
 # make sanitize   the C++ kernels and threads under sanitizers; CASES=1000 for many more shapes
+# make ipex    xeon with Intel Extension for PyTorch, in an environment of its own with torch 2.8
 # make bench   throughput and latency  make docs   write the generated pages
 # make clean   remove .venv and caches
 #
@@ -20,7 +21,7 @@ PROJECTS := pyproject.toml $(wildcard backends/*/pyproject.toml) ci/extras.py co
 NATIVE := $(wildcard backends/xeon/CMakeLists.txt backends/xeon/csrc/*)
 OTHERS := $(filter-out backends/xeon/,$(dir $(wildcard backends/*/pyproject.toml)))
 
-.PHONY: serve test lint suites sanitize bench docs clean
+.PHONY: serve test lint suites sanitize ipex bench docs clean
 
 serve: .venv/.serve
 	@exec .venv/bin/inferplane serve "$(MODEL)" --device xeon --port $(PORT)
@@ -41,6 +42,9 @@ suites: .venv/.test
 
 sanitize: .venv/.python
 	.venv/bin/python ci/suites/sanitize.py --jobs $(WORKERS) --cases $(CASES)
+
+ipex: .venv/.python
+	.venv/bin/python ci/suites/ipex.py
 
 bench: .venv/.serve
 	.venv/bin/inferplane bench "$(MODEL)" --device xeon

@@ -62,6 +62,12 @@ def instruction_sets() -> dict[str, tuple[str, ...]]:
     return {name: tuple(flags.split()) for name, flags in found}
 
 
+def emulated_tiles() -> Unit:
+    """The kernels on matrix tiles, without their instructions."""
+    flags = (*instruction_sets()["avx512_bf16"], "-DIPX_TILES", "-DIPX_EMULATE_TILES")
+    return Unit(BACKEND / "csrc/tiles.cpp", (*flags, "-DIPX_ISA=amx_emulated"))
+
+
 def programs() -> dict[str, Program]:
     def tables(*names: str) -> tuple[Unit, ...]:
         sets = instruction_sets()
@@ -72,7 +78,7 @@ def programs() -> dict[str, Program]:
     pool, kernels = Unit(PROGRAMS / "pool.cpp"), Unit(PROGRAMS / "kernels.cpp")
     with_pool = Unit(PROGRAMS / "kernels.cpp", ("-DIPX_WITH_POOL",))
     return {
-        "kernels": Program((*tables(*instruction_sets()), kernels), MEMORY, 1),
+        "kernels": Program((*tables(*instruction_sets()), emulated_tiles(), kernels), MEMORY, 1),
         "pool": Program((pool, threads), MEMORY, 60),
         "threads": Program((pool, threads), THREAD, 60),
         "kernels-on-threads": Program((*tables("avx2"), with_pool, threads), THREAD, 1),

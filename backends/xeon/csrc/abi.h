@@ -193,6 +193,11 @@ const KernelTable* table_avx2();
 const KernelTable* table_avx512();
 const KernelTable* table_avx512_vnni();
 const KernelTable* table_avx512_bf16();
+const KernelTable* table_amx();
+const KernelTable* table_amx_emulated();  // the same, without its instructions: for tests
+
+// tiles_permission.cpp: this process may use AMX
+bool tiles_permitted();
 
 // threads.cpp: calls body(context, i) for each i in [0, items), on several threads unless `alone`;
 // at most 65535 items are divided. Nothing may depend on which thread does what.

@@ -12,6 +12,7 @@
 #pragma once
 #include "abi.h"
 #include "simd.h"
+#include "tiles.h"
 
 namespace ipx {
 namespace IPX_ISA {
@@ -31,6 +32,7 @@ struct Fetch {
     return {passes == 1 ? PREFETCH_AHEAD : block_bytes, static_cast<int>(passes),
             static_cast<int>(pass) + 1};
   }
+  bool first_pass() const { return left == 1; }
   static Fetch none() { return {0, 1, 1 << 30}; }
   template <int LINES>
   inline __attribute__((always_inline)) void step(const char* w) {
@@ -102,6 +104,29 @@ static void linear_rows(int64_t rows, const uint32_t* x, int64_t ldx, const uint
   }
 }
 
+// How passes of a job's rows meet a block of weights: in vectors or, where there are any, tiles.
+template <Dot MODE>
+struct Products {
+  static constexpr int64_t ROWS = LINEAR_ROWS;
+
+  Products(int64_t /*rows*/, int64_t /*depth*/) {}
+  int64_t first(int64_t row) const { return row; }
+  void operator()(int64_t rows, const uint32_t* x, int64_t ldx, const uint32_t* w, int64_t depth,
+                  float* out, Fetch fetch) {
+    linear_rows<MODE>(rows, x, ldx, w, depth, out, fetch);
+  }
+};
+#if defined(IPX_TILES)
+template <>
+struct Products<Dot::Pairs> : TileProducts<ChosenTiles, false> {
+  using TileProducts::TileProducts;
+  void operator()(int64_t rows, const uint32_t* x, int64_t ldx, const uint32_t* w, int64_t depth,
+                  float* out, Fetch fetch) {
+    TileProducts::operator()(rows, x, ldx, w, depth, out, fetch.first_pass());
+  }
+};
+#endif
+
 struct LinearJob {
   const LinearArgs* args;
   const uint32_t* x;          // rows as the kernel reads them
@@ -153,19 +178,20 @@ template <typename T, Dot MODE>
 static void linear_body(void* context, int64_t item) {
   const auto& job = *static_cast<LinearJob*>(context);
   const LinearArgs& p = *job.args;
-  alignas(64) float tile[LINEAR_ROWS * LINEAR_BLOCK];
+  constexpr int64_t ROWS = Products<MODE>::ROWS;
+  Products<MODE> multiply(p.rows, job.depth);
+  alignas(64) float tile[ROWS * LINEAR_BLOCK];
   int64_t blocks = ceil_div(p.outputs, LINEAR_BLOCK);
   const uint32_t* packed = static_cast<const uint32_t*>(p.packed);
   int64_t last = min64((item + 1) * job.blocks_per_item, blocks);
-  int64_t passes = ceil_div(p.rows, LINEAR_ROWS);
+  int64_t passes = ceil_div(p.rows, ROWS);
   for (int64_t b = item * job.blocks_per_item; b < last; b++) {
-    for (int64_t row = 0; row < p.rows; row += LINEAR_ROWS) {
-      int64_t rows = min64(LINEAR_ROWS, p.rows - row);
-      fetch_outputs<T>(p, row, rows, b * LINEAR_BLOCK);
-      linear_rows<MODE>(rows, job.x + row * job.ldx, job.ldx,
-                        packed + b * job.depth * LINEAR_BLOCK, job.depth, tile,
-                        Fetch::of(row / LINEAR_ROWS, passes, job.depth * LINEAR_BLOCK * 4));
-      finish_tile<T>(p, tile, row, rows, b * LINEAR_BLOCK);
+    for (int64_t row = 0; row < p.rows; row += ROWS) {
+      int64_t first = multiply.first(row), rows = min64(ROWS, p.rows - first);
+      fetch_outputs<T>(p, first, rows, b * LINEAR_BLOCK);
+      multiply(rows, job.x + first * job.ldx, job.ldx, packed + b * job.depth * LINEAR_BLOCK,
+               job.depth, tile, Fetch::of(row / ROWS, passes, job.depth * LINEAR_BLOCK * 4));
+      finish_tile<T>(p, tile, first, rows, b * LINEAR_BLOCK);
     }
   }
 }

@@ -26,10 +26,12 @@ bool supported(const char* isa) {
   if (!strcmp(isa, "avx512")) return avx512;
   bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
   if (!strcmp(isa, "avx512_vnni")) return vnni;
-  return vnni && __builtin_cpu_supports("avx512bf16");
+  bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
+  if (!strcmp(isa, "amx")) return bf16 && tiles_permitted();
+  return bf16;  // avx512_bf16, amx_emulated
 }
 
-const KernelTable* tables[4];  // best first
+const KernelTable* tables[5];  // best first
 
 // ---- calling: q = integer or address, d = double ----
 
@@ -195,7 +197,8 @@ PyObject* set_isa(PyObject*, PyObject* name) {
   PyObject* bytes = PyUnicode_AsUTF8String(name);
   if (!bytes) return nullptr;
   const char* wanted = PyBytes_AsString(bytes);
-  const KernelTable* found = nullptr;
+  const KernelTable* found = table_amx_emulated();  // named by tests, never chosen
+  if (strcmp(found->isa, wanted) || !supported(wanted)) found = nullptr;
   for (const KernelTable* table : tables) {
     if (!strcmp(table->isa, wanted) && supported(wanted)) found = table;
   }
@@ -265,10 +268,11 @@ PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_kernels",
 }  // namespace
 
 PyMODINIT_FUNC PyInit__kernels() {
-  tables[0] = table_avx512_bf16();
-  tables[1] = table_avx512_vnni();
-  tables[2] = table_avx512();
-  tables[3] = table_avx2();
+  tables[0] = table_amx();
+  tables[1] = table_avx512_bf16();
+  tables[2] = table_avx512_vnni();
+  tables[3] = table_avx512();
+  tables[4] = table_avx2();
   for (const KernelTable* table : tables) {
     if (!active && supported(table->isa)) active = table;
   }

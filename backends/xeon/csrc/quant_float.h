@@ -111,7 +111,9 @@ static void quant_float_body(void* context, int64_t item) {
     __atomic_store_n(&job.failed, 1, __ATOMIC_RELAXED);
     return;
   }
-  alignas(64) float dots[LINEAR_ROWS * LINEAR_BLOCK], tile[LINEAR_ROWS * LINEAR_BLOCK];
+  constexpr int64_t ROWS = Products<MODE>::ROWS;
+  Products<MODE> multiply(p.rows, l.group / lane_inputs);
+  alignas(64) float dots[ROWS * LINEAR_BLOCK], tile[ROWS * LINEAR_BLOCK];
   int64_t blocks = ceil_div(p.outputs, LINEAR_BLOCK);
   int64_t last = min64((item + 1) * job.blocks_per_item, blocks);
   for (int64_t b = item * job.blocks_per_item; b < last; b++) {
@@ -120,17 +122,17 @@ static void quant_float_body(void* context, int64_t item) {
       unpack<!FLOATS>(p, block + g * l.stride + l.head, weights + k / lane_inputs * LINEAR_BLOCK,
                       min64(l.group, l.depth - k));
     }
-    for (int64_t row = 0; row < p.rows; row += LINEAR_ROWS) {
-      int64_t rows = min64(LINEAR_ROWS, p.rows - row);
+    for (int64_t row = 0; row < p.rows; row += ROWS) {
+      int64_t first = multiply.first(row), rows = min64(ROWS, p.rows - first);
       memset(tile, 0, sizeof tile);
       for (int64_t g = 0; g < l.groups; g++) {
         int64_t k = g * l.group, inputs = min64(l.group, l.depth - k);
-        linear_rows<MODE>(rows, in.lanes + row * in.ldx + k / x_lanes, in.ldx,
-                          weights + k / lane_inputs * LINEAR_BLOCK, inputs / lane_inputs, dots,
-                          Fetch::none());
-        add_group(job, in, row, rows, block, g, dots, tile);
+        multiply(rows, in.lanes + first * in.ldx + k / x_lanes, in.ldx,
+                 weights + k / lane_inputs * LINEAR_BLOCK, inputs / lane_inputs, dots,
+                 Fetch::none());
+        add_group(job, in, first, rows, block, g, dots, tile);
       }
-      finish_tile<T>(p, tile, row, rows, b * LINEAR_BLOCK);
+      finish_tile<T>(p, tile, first, rows, b * LINEAR_BLOCK);
     }
   }
 }

@@ -28,6 +28,7 @@
 #include "quant_float.h"
 #include "quant_pack.h"
 #include "quant_rows.h"
+#include "quant_tiles.h"
 #include "simd.h"
 
 namespace ipx {
@@ -199,6 +200,12 @@ static int run_quant(const QuantLinearArgs& p) {
     return 12;  // ENOMEM
   }
   if (!integers) return quant_items(job, quant_float_body<T>);
+#if defined(IPX_TILES)
+  if (p.rows >= TILES_FROM_ROWS) {
+    bool int4 = p.weight == WEIGHT_INT4;
+    return quant_items(job, int4 ? quant_tile_body<T, 4> : quant_tile_body<T, 8>);
+  }
+#endif
   if (p.weight == WEIGHT_INT4) {
     return quant_items(job, grouped ? quant_body<T, 4, true> : quant_body<T, 4, false>);
   }

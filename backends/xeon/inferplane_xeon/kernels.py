@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 LINEAR_BLOCK = 48
 """columns of a block of packed weights; csrc/abi.h"""
+TILES_NOTE = "AMX, compiled and tested by emulation, never run on its hardware"
 
 
 @cache

@@ -6,7 +6,7 @@ contiguity follow from the spec); nothing is checked per call.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from inferplane.hw.kv import KVSpec, LayerKV
@@ -37,6 +37,7 @@ DTYPES = ("bfloat16", "float32")
 MAX_HEAD_DIM = 256
 LAYOUTS = ("head_major", "canonical")
 NATIVE = Support(priority=80, invariance="batch")
+TILED = replace(NATIVE, notes=kernels.TILES_NOTE)
 
 
 def dtype_problem(*dtypes: str) -> Reject | None:
@@ -86,6 +87,15 @@ class Tables:
         return self.made[spec]
 
 
+def uses_tiles(spec: Any, device: "Device") -> bool:
+    """Whether a product runs on matrix tiles; csrc/tiles.h."""
+    if device.info.arch != "amx" or not isinstance(spec, LinearSpec | LogitsSpec):
+        return False
+    return spec.dtype == "bfloat16" or (
+        spec.scheme is not None and spec.scheme.activation == "int8"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Native:
     """One op on one kernel: `problem` says why not, `bind` makes the callable."""
@@ -95,7 +105,7 @@ class Native:
     bind: Callable[[Any, BuildContext], Bound]
 
     def supports(self, spec: Any, device: "Device") -> Support | Reject:
-        return self.problem(spec) or NATIVE
+        return self.problem(spec) or (TILED if uses_tiles(spec, device) else NATIVE)
 
     def build(self, spec: Any, ctx: BuildContext) -> Bound:
         return self.bind(spec, ctx)

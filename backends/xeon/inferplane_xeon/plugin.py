@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from inferplane.hw.op import OpImpl
 
 NEEDED = {"avx2", "fma"}
+BF16_ARCHS = ("amx", "avx512_bf16")
+"""instruction sets that multiply bfloat16"""
 MACHINES = ("x86_64", "amd64")
 HEAD_MAJOR = SettledLayout(id="head_major", order="htd")
 """a head's tokens of a page lie together, so that attention reads whole pages front to back"""
@@ -97,7 +99,9 @@ def arch(flags: set[str]) -> str:
         return "avx2"
     if "avx512_vnni" not in flags:
         return "avx512"
-    return "avx512_bf16" if "avx512_bf16" in flags else "avx512_vnni"
+    if "avx512_bf16" not in flags:
+        return "avx512_vnni"
+    return "amx" if flags >= {"amx_tile", "amx_bf16", "amx_int8"} else "avx512_bf16"
 
 
 @impl
@@ -116,7 +120,7 @@ def create_device(info: DeviceInfo, options: Mapping[str, Any]) -> Device:
             f"xeon: the compiled kernels cannot be loaded ({error}): "
             "reinstall with pip install --force-reinstall --no-deps inferplane-xeon"
         ) from error
-    native = ("bfloat16", "float32") if info.arch == "avx512_bf16" else ("float32", "bfloat16")
+    native = ("bfloat16", "float32") if info.arch in BF16_ARCHS else ("float32", "bfloat16")
     torch.set_num_threads(placement.threads)  # ops without a kernel of ours
     library.set_threads(placement.threads)
     library.bind(list(placement.cpus))
@@ -139,9 +143,10 @@ class XeonDevice(TorchDevice):
 def op_impls(device: Device) -> "Iterable[tuple[str, OpImpl]]":
     if device.info.backend != "xeon":
         return ()
+    from inferplane_xeon import ipex
     from inferplane_xeon.ops import implementations
 
-    return implementations()
+    return [*implementations(), *ipex.implementations()]
 
 
 @impl
@@ -158,7 +163,7 @@ def graphs(device: Device) -> GraphBackend:
 
 @impl
 def hints(device: Device) -> Hints:
-    dtype = "bfloat16" if device.info.arch == "avx512_bf16" else "float32"
+    dtype = "bfloat16" if device.info.arch in BF16_ARCHS else "float32"
     return Hints(
         dtype=dtype,
         page_size=16,
@@ -182,6 +187,8 @@ def diagnostics(device: Device) -> Mapping[str, str]:
     from inferplane_xeon import kernels
 
     facts = {"instruction set": kernels.library().isa()}
+    if kernels.library().isa() == "amx":
+        facts["amx"] = kernels.TILES_NOTE
     if not isinstance(device, XeonDevice):
         return facts
     host, made = device.host, device.placement

@@ -5,6 +5,9 @@ from types import ModuleType
 
 import pytest
 
+from inferplane.hw.probing import ROOT
+from inferplane_xeon.plugin import cpu_facts
+
 
 @pytest.fixture(scope="session")
 def library() -> ModuleType:
@@ -16,13 +19,27 @@ def library() -> ModuleType:
         pytest.skip(f"the kernels are not built: {error}: pip install -e backends/xeon")
 
 
-@pytest.fixture(params=["avx2", "avx512", "avx512_vnni", "avx512_bf16"])
+ISAS = ["avx2", "avx512", "avx512_vnni", "avx512_bf16"]
+TILES = ["amx_emulated"]
+"""for modules that say MATRIX_PRODUCTS: all the other kernels are avx512_bf16's"""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "isa" in metafunc.fixturenames:
+        tiles = TILES if hasattr(metafunc.module, "MATRIX_PRODUCTS") else []
+        if tiles and "amx_tile" in cpu_facts(ROOT).get("flags", "").split():
+            tiles = [*tiles, "amx"]
+        metafunc.parametrize("isa", ISAS + tiles, indirect=True)
+
+
+@pytest.fixture
 def isa(request: pytest.FixtureRequest, library: ModuleType) -> Iterator[str]:
     name: str = request.param
-    if name not in library.isas():
-        pytest.skip(f"this processor does not run {name}")
     before = library.isa()
-    library.set_isa(name)
+    try:
+        library.set_isa(name)
+    except ValueError as error:
+        pytest.skip(str(error))
     yield name
     library.set_isa(before)
 

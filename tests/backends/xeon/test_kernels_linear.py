@@ -8,6 +8,7 @@ from torch import Tensor
 
 from inferplane_xeon import kernels
 
+MATRIX_PRODUCTS = True
 DTYPES = [torch.bfloat16, torch.float32]
 NORM = {torch.bfloat16: 4e-3, torch.float32: 2e-6}
 

@@ -6,6 +6,8 @@ import pytest
 
 from inferplane.errors import DeviceError
 from inferplane.hw import DeviceInfo, Unavailable
+from inferplane.hw.op import Support
+from inferplane.hw.ops.linear import LinearSpec
 from inferplane.plugins import Plugins, open_device
 from inferplane_xeon import kernels, plugin
 
@@ -28,6 +30,8 @@ def machine(root: Path, flags: str) -> Path:
         (AVX512 + " avx512_bf16", "avx512"),
         (AVX512 + " avx512_vnni", "avx512_vnni"),
         (AVX512 + " avx512_vnni avx512_bf16", "avx512_bf16"),
+        (AVX512 + " avx512_vnni avx512_bf16 amx_tile amx_int8", "avx512_bf16"),
+        (AVX512 + " avx512_vnni avx512_bf16 amx_tile amx_int8 amx_bf16", "amx"),
     ],
 )
 def test_finds_the_processor(tmp_path: Path, flags: str, arch: str) -> None:
@@ -85,9 +89,28 @@ def test_only_its_own_devices_get_kernels() -> None:
     assert list(plugin.op_impls(mine)) == []
 
 
-@pytest.mark.parametrize(("arch", "dtype"), [("avx2", "float32"), ("avx512_bf16", "bfloat16")])
+@pytest.mark.parametrize(
+    ("arch", "dtype"), [("avx2", "float32"), ("avx512_bf16", "bfloat16"), ("amx", "bfloat16")]
+)
 def test_preferred_type(arch: str, dtype: str) -> None:
     device = plugin.create_device(info(arch=arch), {})
     assert plugin.hints(device).dtype == dtype
     assert next(iter(device.dtypes())) == dtype
     assert plugin.diagnostics(device)["instruction set"] in kernels.library().isas()
+
+
+TILE_CASES = [
+    ("avx512_bf16", "bfloat16", False),
+    ("amx", "bfloat16", True),
+    ("amx", "float32", False),
+]
+
+
+@pytest.mark.parametrize(("arch", "dtype", "told"), TILE_CASES)
+def test_tiles_that_never_ran_are_told(arch: str, dtype: str, told: bool) -> None:
+    device = plugin.create_device(info(arch=arch), {})
+    spec = LinearSpec(in_features=64, out_features=64, dtype=dtype)
+    impl = next(i for op, i in plugin.op_impls(device) if op == "linear")
+    verdict = impl.supports(spec, device)
+    assert isinstance(verdict, Support)
+    assert ("never run on its hardware" in verdict.notes) is told

@@ -442,6 +442,7 @@ std::vector<Set> sets() {
   found.push_back({table_avx512(), avx512});
   found.push_back({table_avx512_vnni(), vnni});
   found.push_back({table_avx512_bf16(), vnni && __builtin_cpu_supports("avx512bf16")});
+  found.push_back({table_amx_emulated(), vnni && __builtin_cpu_supports("avx512bf16")});
 #endif
   return found;
 }

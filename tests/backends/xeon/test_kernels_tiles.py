@@ -1,0 +1,101 @@
+"""Matrix tiles by emulation: the instructions' own arithmetic, and what has none of them."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from inferplane_xeon import kernels
+
+
+@pytest.fixture
+def emulated(library: ModuleType) -> Iterator[ModuleType]:
+    before = library.isa()
+    try:
+        library.set_isa("amx_emulated")
+    except ValueError as error:
+        pytest.skip(str(error))
+    yield library
+    library.set_isa(before)
+
+
+def product(x: list[float], weight: list[float]) -> float:
+    a, b = (torch.tensor([values], dtype=torch.bfloat16) for values in (x, weight))
+    return float(kernels.linear(a, kernels.pack_linear(b), torch.empty(1, 1)))
+
+
+def test_even_and_odd_inputs_are_summed_apart(emulated: ModuleType) -> None:
+    """TDPBF16PS: two sums over a tile's inputs, then their sum, to the result. The second 1 is
+    lost beside 2^24, whose neighbour is 2 away; those in the other sum are not."""
+    assert product([4096.0, 1.0, 1.0, 1.0], [4096.0, 1.0, 1.0, 1.0]) == 2.0**24 + 2
+    emulated.set_isa("avx512_bf16")
+    assert product([4096.0, 1.0, 1.0, 1.0], [4096.0, 1.0, 1.0, 1.0]) == 2.0**24
+
+
+@pytest.mark.parametrize(("places", "lost"), [((32, 64), True), ((32, 34), False)])
+def test_each_step_of_32_inputs_is_added_to_the_result(
+    emulated: ModuleType, places: tuple[int, int], lost: bool
+) -> None:
+    x = [4096.0] + [0.0] * 95
+    for place in places:
+        x[place] = 1.0
+    assert product(x, [4096.0] + [1.0] * 95) == 2.0**24 + (0 if lost else 2)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_subnormals_count_as_zero(emulated: ModuleType, sign: float) -> None:
+    assert product([sign * 2.0**-70], [2.0**-70]) == 0.0  # the product is one
+    assert product([sign * 2.0**-130], [2.0**100]) == 0.0  # an input is one
+    assert product([sign * 2.0**-60], [2.0**-60]) == sign * 2.0**-120
+
+
+def test_a_product_of_no_rows(emulated: ModuleType) -> None:
+    packed = kernels.pack_linear(torch.ones(50, 64, dtype=torch.bfloat16))
+    nothing: Tensor = torch.empty(0, 64, dtype=torch.bfloat16)
+    assert kernels.linear(nothing, packed, torch.empty(0, 50)).shape == (0, 50)
+
+
+def test_emulation_is_never_chosen(library: ModuleType) -> None:
+    assert "amx_emulated" not in library.isas()
+    assert library.isa() == library.isas()[0]
+
+
+FENCED = """
+import ctypes, mmap, torch
+from inferplane.hw.quantization import Scheme, quantize
+from inferplane_xeon import kernels, quantized
+
+fences = []
+
+def fenced(like):  # its copy, with no memory behind its last byte
+    size = like.numel() * like.element_size()
+    pages = -(-size // 4096) * 4096
+    memory = mmap.mmap(-1, pages + 4096)
+    fences.append(memory)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + pages), 4096, 0) == 0
+    made = torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=pages - size)
+    return made.view(like.dtype).view(like.shape).copy_(like)
+
+kernels.library().set_isa("amx_emulated")
+for rows in (1, 5, 15, 16, 17, 31, 32, 33, 47, 50):
+    for inputs in (8, 32, 40, 72):
+        x = fenced(torch.randn(rows, inputs).bfloat16())
+        packed = fenced(kernels.pack_linear(torch.randn(50, inputs).bfloat16()))
+        kernels.linear(x, packed, torch.empty(rows, 50))
+        for kind in ("int8", "int4"):
+            weight = quantize(torch.randn(50, inputs), Scheme(weight=kind, activation="int8"))
+            packed = quantized.pack(weight, "bfloat16")
+            packed.data = fenced(packed.data)
+            quantized.quant_linear(x, packed, torch.empty(rows, 50))
+print("done")
+"""
+
+
+def test_nothing_beyond_rows_and_weights_is_read(emulated: ModuleType) -> None:
+    done = subprocess.run([sys.executable, "-c", FENCED], capture_output=True, text=True)
+    assert done.stdout == "done\n", (done.returncode, done.stderr)
