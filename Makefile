@@ -1,6 +1,7 @@
 # make serve   install into .venv if needed and serve MODEL on http://127.0.0.1:PORT
 # make test    the whole suite         make lint   ruff and mypy
 # make suites  JSON schemas, openai-python's tests, schemathesis, evil patterns
+# make sanitize   the C++ kernels and threads under sanitizers; CASES=1000 for many more shapes
 # make ipex    xeon with Intel Extension for PyTorch, in an environment of its own with torch 2.8
 # make bench   throughput and latency  make docs   write the generated pages
 # make clean   remove .venv and caches
@@ -13,13 +14,14 @@ MODEL ?= smollm2
 WORKERS ?= 2
 PYTEST_ARGS ?=
 PYTHON_FLAGS ?=
+CASES ?= 12
 
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PROJECTS := pyproject.toml $(wildcard backends/*/pyproject.toml) ci/extras.py constraints.txt
 NATIVE := $(wildcard backends/xeon/CMakeLists.txt backends/xeon/csrc/*)
 OTHERS := $(filter-out backends/xeon/,$(dir $(wildcard backends/*/pyproject.toml)))
 
-.PHONY: serve test lint suites ipex bench docs clean
+.PHONY: serve test lint suites sanitize ipex bench docs clean
 
 serve: .venv/.serve
 	@exec .venv/bin/inferplane serve "$(MODEL)" --device xeon --port $(PORT)
@@ -38,6 +40,9 @@ suites: .venv/.test
 	.venv/bin/python ci/suites/openai_python.py
 	.venv/bin/python ci/suites/schemathesis_run.py
 	.venv/bin/python ci/suites/evil_patterns.py
+
+sanitize: .venv/.python
+	.venv/bin/python ci/suites/sanitize.py --jobs $(WORKERS) --cases $(CASES)
 
 ipex: .venv/.python
 	.venv/bin/python ci/suites/ipex.py

@@ -85,6 +85,11 @@ class Config:
     enable_deterministic_inference: bool = setting(
         "batch-invariant ops: the same bits whatever else is in the batch", False
     )
+    threads: int | None = setting(
+        "host threads that compute, on devices that do so; default: one per physical core that "
+        "the process may use",
+        None,
+    )
     op: list[str] = setting("NAME=IMPLEMENTATION, e.g. linear=reference or '*=reference'", [])
     require_native: bool = setting("a fallback to a reference op is an error", False)
     host: str = setting("address to listen on", "127.0.0.1")
@@ -106,6 +111,7 @@ class Config:
             "max_queue": (0, 2**30),
             "max_batch_tokens": (1, 2**24),
             "page_size": (1, 4096),
+            "threads": (1, 4096),
             "kv_cache_tokens": (1, 2**40),
             "memory_fraction": (0.01, 1.0),
             "port": (0, 65535),

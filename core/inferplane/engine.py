@@ -30,7 +30,8 @@ from inferplane.messages import (
     ToEngine,
 )
 from inferplane.plugins import Plugins
-from inferplane.runner.load import Loaded, Source, load
+from inferplane.runner.load import Loaded, load
+from inferplane.runner.prepare import Source
 from inferplane.runner.runner import Pending
 from inferplane.scheduling.scheduler import Scheduler
 from inferplane.text.tokenizer import Tokenizer
@@ -74,6 +75,7 @@ class EngineCore:
             device=loaded.device.info.name,
             kv_tokens=loaded.budget.tokens,
             max_running=config.max_running,
+            compute_cpus=list(loaded.threads.cpus) if loaded.threads else [],
         )
         self._flights: deque[Pending] = deque()
         self._grammars: Grammars | None = None

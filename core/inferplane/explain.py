@@ -3,30 +3,21 @@
 The model is built for real, but of weights without data, and its ops are resolved but not made.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from inferplane.checkpoint.quantized import configured_scheme
 from inferplane.config import Config, settings
 from inferplane.hw.kv import KVGroup
-from inferplane.hw.op import Bound, Support, describe
-from inferplane.hw.ops import TABLE
-from inferplane.hw.quantization import QuantizedWeight, Scheme, quantize, weight_only, widen
+from inferplane.hw.op import Support, describe
 from inferplane.plugins import Plugins
 from inferplane.resolver import Decision
 from inferplane.runner.build import Build
-from inferplane.runner.load import Prepared, Source, prepare
+from inferplane.runner.dry import NO_DATA, NoWeights, build_dry
 from inferplane.runner.memory import Budget, plan_memory
+from inferplane.runner.prepare import Source, prepare
 from inferplane.runner.sampler import Sampler
 from inferplane.runner.tables import make_tables
-from inferplane.weights import stored_scheme
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-NO_DATA = "meta"
-"""torch's device for tensors that have a shape and nothing else"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,76 +83,8 @@ class Explanation:
     groups: list[GroupFacts]
     fallbacks: list[str]
     settings: list[SettingFacts]
-
-
-class NoWeights:
-    """Shapes only. Counts the bytes that the real weights will take."""
-
-    def __init__(self, dtype: str, source: Source, prepared: Prepared) -> None:
-        self.nbytes = 0
-        self._dtype = dtype
-        dummy = prepared.config.load_format == "dummy"
-        self._source = None if dummy else source.tensors()
-        self._stored = [] if self._source is None else list(self._source.names())
-        self._configured = configured_scheme(source.config)
-        self._rename = prepared.architecture.stored_name
-        self._taken: set[str] = set()
-
-    def has(self, name: str) -> bool:
-        return not self._stored or self._rename(name, self._stored) in self._stored
-
-    def scheme(self, name: str) -> Scheme | None:
-        if self._source is None:
-            return self._configured(name)
-        return stored_scheme(self._source, self._rename(name, self._stored))
-
-    def stored_name(self, name: str) -> str:
-        return self._rename(name, self._stored)
-
-    def skip(self, name: str) -> None:
-        raise AssertionError("explain has no packed weights")
-
-    def take_quantized(self, name: str, shape: Sequence[int], scheme: Scheme) -> QuantizedWeight:
-        import torch
-
-        empty = torch.empty(tuple(shape), dtype=torch.float32, device=NO_DATA)
-        made = widen(quantize(empty, weight_only(scheme)), scheme)
-        key = f"{name} quantized"  # a tied embedding exists in both forms
-        if key not in self._taken:
-            self._taken.add(key)
-            self.nbytes += made.nbytes
-        return made
-
-    def take(self, name: str, shape: Sequence[int]) -> "Tensor":
-        import torch
-
-        made = torch.empty(tuple(shape), dtype=getattr(torch, self._dtype), device=NO_DATA)
-        if name not in self._taken:
-            self._taken.add(name)
-            self.nbytes += made.numel() * made.element_size()
-        return made
-
-
-class Plan(Build):
-    """Resolves what a model binds and makes none of it, so that no kernel meets empty weights."""
-
-    __slots__ = ()
-
-    def bind(self, op: str, spec: Any) -> Bound:
-        decision = self.resolver.resolve(op, spec)
-        entry = TABLE[op]
-        if decision.chosen is entry.reference and entry.parts is not None:
-            for part, part_spec in entry.parts(spec):
-                self.bind(part, part_spec)
-        return Bound(run=_no_run, prepack=_no_prepack)
-
-
-def _no_run(*arguments: Any, **named: Any) -> Any:
-    raise AssertionError("a model ran an op while it was built")
-
-
-def _no_prepack(*weights: Any) -> Any:
-    return None
+    facts: dict[str, str]
+    """what the backend says of the device: threads, instruction set, versions"""
 
 
 def explain(
@@ -170,9 +93,7 @@ def explain(
     """`given` names the settings that the user gave. Raises what loading would raise."""
     prepared = prepare(config, source.config, plugins)
     weights = NoWeights(prepared.config.dtype, source, prepared)
-    made = {item.name: getattr(prepared.build, item.name) for item in fields(Build)}
-    build = Plan(**{**made, "weights": weights})
-    prepared.architecture.construct(prepared.model, build)
+    build = build_dry(prepared, weights)
     vocab = int(prepared.model["vocab_size"])
     Sampler(build, make_tables(1, [1] * len(build.groups), vocab, NO_DATA, True), vocab)
     final, budget = plan_memory(
@@ -199,6 +120,7 @@ def explain(
         groups=[_group(build, i, g, budget) for i, g in enumerate(build.groups)],
         fallbacks=build.resolver.fallbacks(),
         settings=_settings(final, set(given)),
+        facts=dict(plugins.optional("diagnostics", prepared.device) or {}),
     )
 
 

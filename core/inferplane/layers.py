@@ -18,7 +18,7 @@ from inferplane.hw.ops.kv import RopeWriteSpec
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
 from inferplane.hw.ops.norm import RMSNormSpec
 from inferplane.hw.ops.rope import RopeSpec
-from inferplane.hw.quantization import QuantizedWeight, Scheme, concatenate
+from inferplane.hw.quantization import QuantizedWeight, Scheme, concatenate, join
 from inferplane.weights import Weights
 
 if TYPE_CHECKING:
@@ -84,12 +84,10 @@ def take_matrix(
     build: Builder, names: Sequence[str], sizes: Sequence[int], width: int, scheme: Scheme | None
 ) -> "Tensor | QuantizedWeight":
     """Weights [size, width] stacked, dense or in a scheme."""
-    import torch
-
     shapes = [(name, (size, width)) for name, size in zip(names, sizes, strict=True)]
     if scheme is None:
         dense = [build.weights.take(name, shape) for name, shape in shapes]
-        return dense[0] if len(dense) == 1 else torch.cat(dense)
+        return dense[0] if len(dense) == 1 else join(dense)
     return concatenate([build.weights.take_quantized(*named, scheme) for named in shapes])
 
 
@@ -104,7 +102,6 @@ class Linear:
         out_features: int | Sequence[int],
         bias: bool = False,
     ) -> None:
-        import torch
 
         names = [names] if isinstance(names, str) else list(names)
         sizes = [out_features] if isinstance(out_features, int) else list(out_features)
@@ -124,7 +121,7 @@ class Linear:
         def read() -> "tuple[Tensor | QuantizedWeight, Tensor | None]":
             weight = take_matrix(build, weights, sizes, in_features, scheme)
             added = [take(*named) for named in biases.items()]
-            return weight, torch.cat(added) if added else None
+            return weight, join(added) if added else None
 
         bound, self._packed = build.bind_packed(
             "linear",
@@ -244,7 +241,7 @@ class GatedMLP:
         bound, self._packed = build.bind_packed(
             "linear.glu",
             replace(spec, scheme=scheme and scheme.merged(sizes)),
-            {weight: (hidden, dim) for weight in stored},
+            dict.fromkeys(stored, (hidden, dim)),
             lambda: (take_matrix(build, stored, sizes, dim, scheme),),
         )
         self._gated = bound.run

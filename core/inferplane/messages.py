@@ -75,6 +75,8 @@ class ModelInfo(msgspec.Struct, kw_only=True):
     device: str
     kv_tokens: int
     max_running: int
+    compute_cpus: list[int] = []
+    """processors that the engine's threads are bound to, that of its own thread first"""
 
 
 class Ready(msgspec.Struct, tag="ready"):

@@ -1,13 +1,10 @@
 """TorchDevice on the CPU, and the memory of this process."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from inferplane.errors import DeviceError
-from inferplane.hw import DeviceInfo, TorchDevice, torch_device
-from inferplane.hw.torch_device import host_memory
+from inferplane.hw import DeviceInfo, TorchDevice
 
 
 def cpu() -> TorchDevice:
@@ -52,41 +49,6 @@ def test_a_device_that_torch_cannot_use(name: str) -> None:
 def test_the_types_can_be_named() -> None:
     info = DeviceInfo(backend="test", torch_device="cpu", name="cpu")
     assert list(TorchDevice(info, dtypes=("float32",)).dtypes()) == ["float32"]
-
-
-GIB = 2**30
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({}, (10 * GIB, 16 * GIB)),
-        ({"memory.max": "max", "memory.current": "5"}, (10 * GIB, 16 * GIB)),
-        ({"memory.max": str(8 * GIB), "memory.current": str(3 * GIB)}, (5 * GIB, 8 * GIB)),
-        ({"memory.max": str(12 * GIB), "memory.current": str(GIB)}, (10 * GIB, 12 * GIB)),
-        ({"memory.max": str(99 * GIB), "memory.current": "5"}, (10 * GIB, 16 * GIB)),
-        (
-            {
-                "memory/memory.limit_in_bytes": str(4 * GIB),
-                "memory/memory.usage_in_bytes": str(GIB),
-            },
-            (3 * GIB, 4 * GIB),
-        ),
-    ],
-)
-def test_memory_is_the_smallest_of_machine_and_control_group(
-    files: dict[str, str],
-    expected: tuple[int, int],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    machine = {"proc/meminfo": f"MemTotal: {16 * 2**20} kB\nMemAvailable: {10 * 2**20} kB\n"}
-    for name, text in (machine | {f"sys/fs/cgroup/{k}": v for k, v in files.items()}).items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    monkeypatch.setattr(torch_device, "Path", lambda p: tmp_path / str(p).lstrip("/"))
-    assert host_memory() == expected
 
 
 def test_memory_of_this_machine() -> None:

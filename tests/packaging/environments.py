@@ -66,10 +66,11 @@ class Environment:
         return run(self.bin / "python", *arguments, cwd=self.bin, **environment)
 
     def install(self, *arguments: str | Path, cwd: Path | None = None, **more: str) -> str:
-        """pip, with the build tools of the neighbours and with no index to fetch from."""
+        """pip, with the build tools of the neighbours unless `more` has another PATH, and with no
+        index to fetch from."""
         pip = (self.bin / "python", "-m", "pip", "install", "--no-build-isolation")
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return run(*pip, *arguments, cwd=cwd or self.bin, PATH=path, **more)
+        return run(*pip, *arguments, cwd=cwd or self.bin, **{"PATH": path} | more)
 
     def plugins(self) -> dict[str, str]:
         """Backends that this environment finds -> the file that each was loaded from."""

@@ -79,18 +79,41 @@ def test_the_compiled_wheel_fits_every_python_and_torch(wheels: Path) -> None:
     (library,) = [n for n in file.namelist() if n.endswith(".so")]
     assert library.endswith(".abi3.so")
     assert b"libtorch" not in file.read(library)
+    assert b"libstdc++.so" not in file.read(library)
 
 
-def test_a_release_installs_from_a_folder_by_its_extra(
-    wheels: Path, environment: Callable[[], Environment]
+BUILD_TOOLS = "c++ g++ cc gcc clang clang++ cmake ctest ninja make ld as".split()
+
+
+def no_compiler(folder: Path) -> str:
+    """A PATH where every build tool says that it was called, and fails."""
+    folder.mkdir()
+    for name in BUILD_TOOLS:
+        tool = folder / name
+        tool.write_text(f"#!/bin/sh\necho {name} was called >&2\nexit 97\n")
+        tool.chmod(0o755)
+    return str(folder)
+
+
+def test_a_release_installs_from_a_folder_by_its_extra_without_a_compiler(
+    wheels: Path, tmp_path: Path, environment: Callable[[], Environment]
 ) -> None:
-    fresh = environment()
-    fresh.install("--find-links", wheels, "inferplane[xeon]")
+    fresh, path = environment(), no_compiler(tmp_path / "tools")
+    fresh.install("--find-links", wheels, "inferplane[xeon]", PATH=path)
+    fresh.python("-c", "from inferplane_xeon import _kernels; assert _kernels.isas()", PATH=path)
     found = fresh.plugins()
     assert set(found) == {"xeon"}
     assert "/site-packages/inferplane_xeon/" in found["xeon"]
     assert "xeon" in run(fresh.bin / "inferplane", "plugins")
     fresh.python("-m", "pip", "check")
+
+
+def test_control_the_source_does_not_install_without_a_compiler(
+    checkout: Path, tmp_path: Path, environment: Callable[[], Environment]
+) -> None:
+    path = no_compiler(tmp_path / "tools")
+    with pytest.raises(RuntimeError, match=r"(cmake|ninja) was called|compiler"):
+        environment().install("--no-deps", checkout / "backends/xeon", PATH=path)
 
 
 def test_control_an_extra_without_its_wheel_does_not_install(

@@ -214,6 +214,9 @@ using ItemBody = void (*)(void* context, int64_t item);
 void run_parallel(ItemBody body, void* context, int64_t items, bool alone = false);
 int thread_count();
 void set_thread_count(int n);
+// Binds worker i to cpus[i] and names the caller's, cpus[0]; count 0: workers go where the system
+// puts them.
+void bind_threads(const int* cpus, int count);
 // 64-byte aligned scratch of the calling thread, at least `bytes`; slots are independent. Null
 // when memory is exhausted. Contents survive until the next request for the slot.
 void* scratch(int slot, int64_t bytes);

@@ -5,6 +5,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -218,6 +219,23 @@ PyObject* set_threads(PyObject*, PyObject* count) {
   return PyLong_FromLong(thread_count());
 }
 
+PyObject* bind_to(PyObject*, PyObject* cpus) {
+  int numbers[CPU_SETSIZE];
+  Py_ssize_t count = PyList_Size(cpus);
+  if (count < 0) return nullptr;
+  if (count > CPU_SETSIZE) return PyErr_Format(PyExc_ValueError, "%zd processors", count);
+  for (Py_ssize_t i = 0; i < count; i++) {
+    long cpu = PyLong_AsLong(PyList_GetItem(cpus, i));
+    if (cpu == -1 && PyErr_Occurred()) return nullptr;
+    if (cpu < 0 || cpu >= CPU_SETSIZE) {
+      return PyErr_Format(PyExc_ValueError, "processor %ld is not below %d", cpu, CPU_SETSIZE);
+    }
+    numbers[i] = static_cast<int>(cpu);
+  }
+  bind_threads(numbers, static_cast<int>(count));
+  Py_RETURN_NONE;
+}
+
 template <int INDEX>
 PyMethodDef method() {
   return {SIGNATURES[INDEX].name, reinterpret_cast<PyCFunction>(
@@ -238,6 +256,7 @@ PyMethodDef METHODS[] = {
     {"set_isa", set_isa, METH_O, "Use another instruction set."},
     {"threads", threads, METH_NOARGS, "Threads in use."},
     {"set_threads", set_threads, METH_O, "Wanted threads; returns what is possible."},
+    {"bind", bind_to, METH_O, "Processor of each thread, the caller's first; []: none."},
     {nullptr, nullptr, 0, nullptr},
 };
 static_assert(KERNELS == 17, "one method per kernel");

@@ -16,7 +16,7 @@
 //
 // The system may put a worker on the caller's core and leave it there for long when
 // the other cores are in use, too. Then each takes time from the other; so a worker that finds
-// itself there moves away.
+// itself there moves away, also from a core that it was bound to.
 //
 // After fork() the child has no workers and simply does all items itself.
 #include <immintrin.h>
@@ -25,6 +25,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -45,11 +46,36 @@ struct alignas(128) Line {
   std::atomic<uint64_t> word{0};
 };
 
+// A set of cores that workers may read at any time
+struct Cores {
+  std::atomic<uint64_t> words[CPU_SETSIZE / 64] = {};
+
+  cpu_set_t get() const {
+    uint64_t copy[CPU_SETSIZE / 64];
+    for (int i = 0; i < CPU_SETSIZE / 64; i++) copy[i] = words[i].load(std::memory_order_relaxed);
+    cpu_set_t set;
+    memcpy(&set, copy, sizeof set);
+    return set;
+  }
+  void put(const cpu_set_t& set) {
+    uint64_t copy[CPU_SETSIZE / 64];
+    memcpy(copy, &set, sizeof set);
+    for (int i = 0; i < CPU_SETSIZE / 64; i++) words[i].store(copy[i], std::memory_order_relaxed);
+  }
+};
+static_assert(sizeof(cpu_set_t) * 8 == CPU_SETSIZE, "a bit for each core");
+
+cpu_set_t own_cores() {  // of the calling thread; none if the system does not tell
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set)) CPU_ZERO(&set);
+  return set;
+}
+
 struct Pool {
   std::mutex busy;                      // one job at a time; other callers work alone
-  int wanted = 1, started = 0;          // threads, the caller included
+  std::atomic<int> wanted{1};           // threads, the caller included
+  int started = 0;                      // workers
   std::atomic<int> sleeping{0};
-  cpu_set_t allowed = {};               // cores of the thread that started the workers
   // of the current job:
   alignas(128) std::atomic<uint32_t> job{0};
   std::atomic<uint32_t> items{0};
@@ -57,6 +83,10 @@ struct Pool {
   std::atomic<int> cpu{-1};             // that its caller ran on when it began
   std::atomic<ItemBody> body{nullptr};
   std::atomic<void*> context{nullptr};
+  Cores allowed;                        // of the thread that started the workers, or to bind to
+  int bound = 0;                        // workers from 1 to this, exclusive, have a core each
+  int core[MOST_THREADS] = {};          // that a worker is bound to
+  pthread_t worker[MOST_THREADS] = {};
   Line ranges[MOST_THREADS];
   Line finished[MOST_THREADS];          // job number | items that a worker did
 };
@@ -140,7 +170,7 @@ void futex(std::atomic<uint32_t>& word, int operation, uint32_t value) {
 
 // Leaves the caller's core, if the process may use another one.
 void move_away(int cpu) {
-  cpu_set_t others = pool.allowed;
+  cpu_set_t others = pool.allowed.get();
   CPU_CLR(cpu, &others);
   if (CPU_COUNT(&others)) sched_setaffinity(0, sizeof others, &others);
 }
@@ -173,19 +203,28 @@ void* worker(void* number) {
   return nullptr;
 }
 
-void start_workers() {
-  if (!pool.started && sched_getaffinity(0, sizeof pool.allowed, &pool.allowed)) {
-    CPU_ZERO(&pool.allowed);
+// Gives a worker its core, or all that are allowed. If the system refuses, it stays where it is.
+void bind(int number) {
+  cpu_set_t cores = pool.allowed.get();
+  if (number < pool.bound) {
+    CPU_ZERO(&cores);
+    CPU_SET(pool.core[number], &cores);
   }
+  if (CPU_COUNT(&cores)) pthread_setaffinity_np(pool.worker[number], sizeof cores, &cores);
+}
+
+void start_workers(int wanted) {
+  if (!pool.started && !pool.bound) pool.allowed.put(own_cores());
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);  // signals are for the program's own threads
-  while (pool.started < pool.wanted - 1) {
+  while (pool.started < wanted) {
     pthread_t thread;
     auto number = reinterpret_cast<void*>(static_cast<intptr_t>(pool.started + 1));
     if (pthread_create(&thread, nullptr, worker, number)) break;
     pthread_detach(thread);
-    pool.started++;
+    pool.worker[++pool.started] = thread;
+    if (pool.bound) bind(pool.started);
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
@@ -202,12 +241,13 @@ thread_local Scratch own;
 }  // namespace
 
 void run_parallel(ItemBody body, void* context, int64_t items, bool alone) {
-  int threads = pool.wanted < items ? pool.wanted : static_cast<int>(items);
+  int wanted = pool.wanted.load(std::memory_order_relaxed);
+  int threads = wanted < items ? wanted : static_cast<int>(items);
   if (alone || threads < 2 || items > 0xffff || !pool.busy.try_lock()) {
     for (int64_t i = 0; i < items; i++) body(context, i);
     return;
   }
-  if (pool.started < pool.wanted - 1) start_workers();
+  if (pool.started < wanted - 1) start_workers(wanted - 1);
   Job job{pool.job.load(std::memory_order_relaxed) + 1, static_cast<uint32_t>(items), threads, body,
           context};
   pool.items.store(job.items, std::memory_order_relaxed);
@@ -227,6 +267,17 @@ void run_parallel(ItemBody body, void* context, int64_t items, bool alone) {
 int thread_count() { return pool.wanted; }
 
 void set_thread_count(int n) { pool.wanted = n < 1 ? 1 : n > MOST_THREADS ? MOST_THREADS : n; }
+
+void bind_threads(const int* cpus, int count) {
+  std::lock_guard<std::mutex> lock(pool.busy);
+  if (!count && !pool.bound) return;
+  cpu_set_t cores;
+  CPU_ZERO(&cores);
+  pool.bound = count < MOST_THREADS ? count : MOST_THREADS;
+  for (int i = 0; i < pool.bound; i++) CPU_SET(pool.core[i] = cpus[i], &cores);
+  pool.allowed.put(pool.bound ? cores : own_cores());
+  for (int number = 1; number <= pool.started; number++) bind(number);
+}
 
 void* scratch(int slot, int64_t bytes) {
   if (own.size[slot] < bytes) {

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from inferplane_xeon.memory import settle
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -214,7 +216,7 @@ def pack_linear(weight: "Tensor") -> "Tensor":
     f32 = weight.element_size() == 4
     depth = inputs if f32 else (inputs + 1) // 2 * 2
     blocks = (outputs + LINEAR_BLOCK - 1) // LINEAR_BLOCK
-    packed = torch.empty(blocks * depth * LINEAR_BLOCK, dtype=weight.dtype)
+    packed = settle(torch.empty(blocks * depth * LINEAR_BLOCK, dtype=weight.dtype))
     library().pack(weight.data_ptr(), packed.data_ptr(), outputs, inputs, weight.stride(0), f32)
     return packed
 

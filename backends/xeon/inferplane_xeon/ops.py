@@ -167,11 +167,18 @@ def rope(tables: Tables) -> Callable[[RopeSpec, BuildContext], Bound]:
     return bind
 
 
+def rope_problem(spec: RopeSpec) -> Reject | None:
+    if spec.rotary_dim % 2:
+        return Reject("shape", f"rotary_dim {spec.rotary_dim} is odd")
+    if spec.head_dim > MAX_HEAD_DIM:
+        return Reject("shape", f"head_dim {spec.head_dim} is above {MAX_HEAD_DIM}")
+    return dtype_problem(spec.dtype)
+
+
 def rope_write_problem(spec: RopeWriteSpec) -> Reject | None:
     norm = (spec.norm.dtype,) if spec.norm else ()
-    if spec.rope.rotary_dim % 2:
-        return Reject("shape", f"rotary_dim {spec.rope.rotary_dim} is odd")
-    return kv_problem(spec.kv, spec.rope.dtype, *norm)
+    problem = rope_problem(spec.rope)
+    return problem or kv_problem(spec.kv, spec.rope.dtype, *norm)
 
 
 def rope_write(tables: Tables) -> Callable[[RopeWriteSpec, BuildContext], Bound]:
@@ -327,7 +334,7 @@ def logits(spec: LogitsSpec, ctx: BuildContext) -> Bound:
 def implementations() -> "list[tuple[str, OpImpl]]":
     tables = Tables()
 
-    def plain(spec: RMSNormSpec | GluSpec | RopeSpec | EmbeddingSpec) -> Reject | None:
+    def plain(spec: RMSNormSpec | GluSpec | EmbeddingSpec) -> Reject | None:
         return dtype_problem(spec.dtype)
 
     def gated_dense(spec: GatedLinearSpec) -> Reject | None:
@@ -342,7 +349,7 @@ def implementations() -> "list[tuple[str, OpImpl]]":
     return [
         ("attention.paged", Native("xeon.attention", attention_problem, attention)),
         ("kv.write", Native("xeon.kv_write", write, kv_write)),
-        ("rope", Native("xeon.rope", plain, rope(tables))),
+        ("rope", Native("xeon.rope", rope_problem, rope(tables))),
         ("qk_norm_rope_kvwrite", Native("xeon.rope", rope_write_problem, rope_write(tables))),
         ("norm.rms", Native("xeon.norm", plain, rms_norm)),
         ("norm.add_rms", Native("xeon.norm", plain, add_rms_norm)),

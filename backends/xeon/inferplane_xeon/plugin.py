@@ -11,14 +11,18 @@ from inferplane.hw import (
     DeviceInfo,
     GraphBackend,
     Hints,
+    HostThreads,
     KVLayout,
-    StridedLayout,
     TorchDevice,
     Traits,
     Unavailable,
     impl,
 )
+from inferplane.hw.host import Host, read_host, show_list
 from inferplane.hw.probing import ROOT, installed_version
+from inferplane_xeon import memory
+from inferplane_xeon.memory import SettledLayout
+from inferplane_xeon.placement import Placement, place
 
 if TYPE_CHECKING:
     from inferplane.hw.op import OpImpl
@@ -27,7 +31,7 @@ NEEDED = {"avx2", "fma"}
 BF16_ARCHS = ("amx", "avx512_bf16")
 """instruction sets that multiply bfloat16"""
 MACHINES = ("x86_64", "amd64")
-HEAD_MAJOR = StridedLayout(id="head_major", order="htd")
+HEAD_MAJOR = SettledLayout(id="head_major", order="htd")
 """a head's tokens of a page lie together, so that attention reads whole pages front to back"""
 BUCKETS = (*range(1, 9), *range(10, 33, 2), *range(40, 129, 8), *range(144, 257, 16))
 """sizes of recorded decode steps; padding costs up to a quarter below 10 rows, then a tenth"""
@@ -43,7 +47,7 @@ def backend_info() -> BackendInfo:
 
 @impl
 def probe() -> list[DeviceInfo] | Unavailable:
-    return find(platform.machine())
+    return find(platform.machine(), ROOT)
 
 
 def find(machine: str, root: Path = ROOT) -> list[DeviceInfo] | Unavailable:
@@ -102,18 +106,37 @@ def arch(flags: set[str]) -> str:
 
 @impl
 def create_device(info: DeviceInfo, options: Mapping[str, Any]) -> Device:
+    import torch
+
     from inferplane.errors import DeviceError
     from inferplane_xeon import kernels
 
+    host = read_host()
+    placement = place(host, options.get("threads"), torch.get_num_threads())
     try:
-        kernels.library()
+        library = kernels.library()
     except ImportError as error:
         raise DeviceError(
             f"xeon: the compiled kernels cannot be loaded ({error}): "
             "reinstall with pip install --force-reinstall --no-deps inferplane-xeon"
         ) from error
     native = ("bfloat16", "float32") if info.arch in BF16_ARCHS else ("float32", "bfloat16")
-    return TorchDevice(info, native)
+    torch.set_num_threads(placement.threads)  # ops without a kernel of ours
+    library.set_threads(placement.threads)
+    library.bind(list(placement.cpus))
+    memory.use_nodes(placement.nodes)
+    return XeonDevice(info, native, host, placement)
+
+
+class XeonDevice(TorchDevice):
+    """Remembers what was decided on its threads and memory."""
+
+    def __init__(
+        self, info: DeviceInfo, dtypes: tuple[str, ...], host: Host, placement: Placement
+    ) -> None:
+        super().__init__(info, dtypes)
+        self.host = host
+        self.placement = placement
 
 
 @impl
@@ -152,9 +175,28 @@ def hints(device: Device) -> Hints:
 
 
 @impl
+def host_threads(device: Device) -> HostThreads | None:
+    if not isinstance(device, XeonDevice):
+        return None
+    made = device.placement
+    return HostThreads(made.threads, made.reason, made.cpus)
+
+
+@impl
 def diagnostics(device: Device) -> Mapping[str, str]:
     from inferplane_xeon import kernels
 
-    library = kernels.library()
-    facts = {"instruction set": library.isa(), "threads": str(library.threads())}
-    return {**facts, "amx": kernels.TILES_NOTE} if library.isa() == "amx" else facts
+    facts = {"instruction set": kernels.library().isa()}
+    if kernels.library().isa() == "amx":
+        facts["amx"] = kernels.TILES_NOTE
+    if not isinstance(device, XeonDevice):
+        return facts
+    host, made = device.host, device.placement
+    quota = "" if host.quota is None else f", a quota of {host.quota:g}"
+    facts["processors"] = f"{show_list(host.cpus)} on {len(host.cores)} cores{quota}"
+    facts["threads"] = f"{made.threads}: {made.reason}"
+    facts["threads are bound"] = made.binding
+    refused = made.nodes and not memory.nodes_work()
+    facts["memory nodes"] = made.memory + (", but the system forbids it" if refused else "")
+    facts["huge pages"] = memory.describe()
+    return facts

@@ -14,6 +14,7 @@ from inferplane.hw.ops.gated import GatedLinearSpec
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec, scheme_problem
 from inferplane.hw.quantization import QuantizedWeight, Scheme
 from inferplane_xeon.kernels import GLU, LINEAR_BLOCK, in_turns, library, packed_form
+from inferplane_xeon.memory import settle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,7 +106,8 @@ def pack(
     blocks, depth = -(-outputs // LINEAR_BLOCK), -(-inputs // 8) * 8
     size = groups * scale.element_size() * (1 if offset is None else 2)  # of a column
     size += depth // (2 if scheme.weight == "int4" else 1)
-    data = torch.empty(blocks * (-(-size * LINEAR_BLOCK // 64) * 64), dtype=torch.uint8)
+    nbytes = blocks * (-(-size * LINEAR_BLOCK // 64) * 64)
+    data = settle(torch.empty(nbytes, dtype=torch.uint8))
     library().quant_pack(
         stored.data_ptr(),
         scale.data_ptr(),

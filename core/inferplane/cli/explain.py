@@ -43,6 +43,7 @@ def _head(found: Explanation) -> str:
         f"model   {found.model}: {found.architecture}, of {found.model_package}\n"
         f"device  {found.device}: {found.device_name} (torch device {found.torch_device}), "
         f"{found.dtype}\n"
+        + "".join(f"        {name}: {text}\n" for name, text in found.facts.items())
     )
 
 

@@ -19,6 +19,7 @@ from inferplane.hw.device import (
 )
 from inferplane.hw.graphs import Graph, GraphBackend
 from inferplane.hw.hookspecs import impl
+from inferplane.hw.host import HostThreads
 from inferplane.hw.kv import CANONICAL, KVGroup, KVLayout, KVSpec, LayerKV, StridedLayout
 from inferplane.hw.op import (
     Bound,
@@ -49,6 +50,7 @@ __all__ = [
     "Graph",
     "GraphBackend",
     "Hints",
+    "HostThreads",
     "KVGroup",
     "KVLayout",
     "KVSpec",

@@ -15,6 +15,7 @@ import pluggy
 if TYPE_CHECKING:
     from inferplane.hw.device import BackendInfo, Device, DeviceInfo, Hints, Unavailable
     from inferplane.hw.graphs import GraphBackend
+    from inferplane.hw.host import HostThreads
     from inferplane.hw.kv import KVLayout
     from inferplane.hw.op import OpImpl
 
@@ -39,7 +40,8 @@ def create_device(info: "DeviceInfo", options: Mapping[str, Any]) -> "Device":
     """Required. Open one device; may import torch and vendor libraries. Raises DeviceError.
 
     `options`: "determinism", what the engine will ask of all ops ("run" or "batch"), for libraries
-    that must know before they are first used. Unknown options are ignored."""
+    that must know before they are first used; "threads", the user's --threads or None, for the hook
+    `host_threads`. Unknown options are ignored."""
 
 
 @spec
@@ -64,9 +66,16 @@ def hints(device: "Device") -> "Hints | None":
 
 
 @spec(firstresult=True)
+def host_threads(device: "Device") -> "HostThreads | None":
+    """The threads of the host that the device computes with, as --threads asked in `create_device`.
+    Core keeps its own work off the processors that they are bound to. Default: there are none, and
+    --threads is an error."""
+
+
+@spec(firstresult=True)
 def diagnostics(device: "Device") -> "Mapping[str, str]":
-    """Versions and facts for `inferplane devices`. Default: nothing."""
+    """Versions and facts for `inferplane devices` and `explain`. Default: nothing."""
 
 
 MANDATORY = ("backend_info", "probe", "create_device")
-ALL = (*MANDATORY, "op_impls", "kv_layouts", "graphs", "hints", "diagnostics")
+ALL = (*MANDATORY, "op_impls", "kv_layouts", "graphs", "hints", "host_threads", "diagnostics")

@@ -251,16 +251,26 @@ def concatenate(weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
     scheme = first.merged([w.out_features for w in weights])
 
     def stacked(kind: str) -> "Tensor":
-        return torch.cat([_by_row(w, getattr(w, kind), scheme.rows) for w in weights])
+        return join([_by_row(w, getattr(w, kind), scheme.rows) for w in weights])
 
     scales = [w.input_scale for w in weights if w.input_scale is not None]
     return QuantizedWeight(
         scheme=scheme,
-        values=torch.cat([w.values for w in weights]),
+        values=join([w.values for w in weights]),
         scale=stacked("scale"),
         offset=stacked("offset") if scheme.asymmetric else None,
         input_scale=torch.stack(scales).amax(0) if scales else None,
     )
+
+
+def join(parts: "Sequence[Tensor]") -> "Tensor":
+    """Tensors [n, ...] one after the other. Those without data (torch device meta) only get the
+    shape: torch.cat would import torch's compiler for them, which takes a second."""
+    import torch
+
+    if parts[0].is_meta:
+        return parts[0].new_empty((sum(p.shape[0] for p in parts), *parts[0].shape[1:]))
+    return torch.cat(list(parts))
 
 
 def _by_row(weight: QuantizedWeight, scale: "Tensor", rows: int) -> "Tensor":

@@ -5,11 +5,11 @@ memory (limited by its control group) and no streams. Nothing newer than torch 2
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from inferplane.errors import DeviceError
 from inferplane.hw.device import DeviceInfo, Event, Peak, Stream
+from inferplane.hw.host import host_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,8 @@ class TorchDevice:
 
     def memory(self) -> tuple[int, int]:
         if self._is_cpu:
-            return host_memory()
+            have = host_memory()
+            return have.free, have.total
         if hasattr(self._module, "mem_get_info"):
             free, total = self._module.mem_get_info(self._device)
             return int(free), int(total)
@@ -119,25 +120,3 @@ class TorchDevice:
 
     def peak(self) -> Peak | None:
         return None
-
-
-def host_memory() -> tuple[int, int]:
-    """(free, total) bytes for this process: the smallest of the machine and its control groups."""
-    facts = {}
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        key, value = line.split(":")
-        facts[key] = int(value.split()[0]) * 1024
-    free, total = facts["MemAvailable"], facts["MemTotal"]
-    pairs = (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    )
-    for names in pairs:
-        limit_file, usage_file = (Path("/sys/fs/cgroup") / name for name in names)
-        if not limit_file.is_file() or not usage_file.is_file():
-            continue
-        text = limit_file.read_text().strip()
-        if text != "max" and int(text) < total:
-            total = int(text)
-            free = min(free, total - int(usage_file.read_text()))
-    return free, total

@@ -22,6 +22,7 @@ import zmq.asyncio
 from inferplane import env
 from inferplane.config import Config
 from inferplane.errors import EngineDeadError, InferplaneError, RequestError
+from inferplane.hw.host import keep_off, own_threads
 from inferplane.ipc.channel import (
     Outbox,
     Start,
@@ -265,6 +266,7 @@ class ProcessClient:
                     answer.set_result(None)
             case Ready():
                 self._info = message.info
+                keep_off(message.info.compute_cpus, own_threads())
                 self._last_pong = self._clock()
                 if not self._started.done():
                     self._started.set_result(None)

@@ -20,6 +20,7 @@ from inferplane import env
 from inferplane.checkpoint.source import open_model
 from inferplane.config import Config
 from inferplane.errors import InferplaneError, RequestError
+from inferplane.hw.host import keep_off
 from inferplane.ipc.channel import (
     EngineInbox,
     Outbox,
@@ -75,6 +76,7 @@ def run(inbox: Receive, outbox: Send, build: Build) -> None:
     try:
         gc.collect()
         gc.freeze()  # what start-up made lives as long as the process: never scan it again
+        keep_off(core.info.compute_cpus[1:])
         outbox.send([Ready(core.info)])
         while True:
             replies: list[FromEngine] = []

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from inferplane.config import Config
 from inferplane.errors import ConfigError, ModelError
 from inferplane.hw.device import Device, Hints
+from inferplane.hw.host import HostThreads
 from inferplane.hw.kv import CANONICAL, KVGroup, KVLayout, KVSpec, LayerKV
 from inferplane.hw.op import Bound, Determinism, Packing
 from inferplane.hw.ops.attention import AttentionSpec
@@ -207,6 +208,18 @@ def choose_length(config: Config, model: dict[str, Any]) -> Config:
     if config.max_model_len > limit:
         raise ConfigError(
             f"--max-model-len {config.max_model_len} is more than the model's {limit} positions"
+        )
+    return config
+
+
+def choose_threads(config: Config, threads: HostThreads | None, device: Device) -> Config:
+    """Fill in --threads with what the device computes with; ConfigError where there are none."""
+    if config.threads is None:
+        return config.decide(threads.reason, threads=threads.count) if threads else config
+    if threads is None:
+        raise ConfigError(
+            f"--threads {config.threads}: {device.info.name} does not compute with threads of the "
+            "host: leave the option out"
         )
     return config
 

@@ -3,34 +3,23 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from inferplane.checkpoint.quantized import configured_scheme
 from inferplane.config import Config
-from inferplane.hw.device import Device, Hints
-from inferplane.hw.graphs import GraphBackend
+from inferplane.hw.device import Device
+from inferplane.hw.host import HostThreads
 from inferplane.hw.kv import KVGroup, LayerKV
-from inferplane.hw.op import Determinism, Reference
+from inferplane.hw.op import Reference
 from inferplane.layers import Model
-from inferplane.plugins import Plugins, open_device
+from inferplane.plugins import Plugins
 from inferplane.resolver import Resolver
-from inferplane.runner.build import (
-    Architecture,
-    Build,
-    choose_dtype,
-    choose_length,
-    find_architecture,
-    group_layers,
-    kv_layouts,
-    make_resolver,
-    negotiate_pages,
-)
+from inferplane.runner.dry import check_memory
 from inferplane.runner.inputs import Inputs
 from inferplane.runner.memory import Budget, allocate, plan_memory
 from inferplane.runner.packed import open_packed
+from inferplane.runner.prepare import Prepared, Source, prepare
 from inferplane.runner.runner import Runner
 from inferplane.runner.sampler import Sampler
-from inferplane.runner.schemes import SchemeChooser
 from inferplane.runner.tables import make_tables
 from inferplane.scheduling.pages import KVGroupPages
 from inferplane.weights import (
@@ -38,39 +27,9 @@ from inferplane.weights import (
     DummyWeights,
     Progress,
     StoredSource,
-    TensorSource,
 )
 
-KV_TYPES = {"fp8_e4m3": "float8_e4m3fn", "int8": "int8"}
-"""--kv-cache-dtype -> KVSpec.dtype, where it is not that of the model"""
-
 log = logging.getLogger(__name__)
-
-
-class Source(Protocol):
-    """A checkpoint: its Hugging Face configuration and its tensors."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def config(self) -> dict[str, Any]: ...
-
-    def tensors(self) -> TensorSource: ...
-
-
-@dataclass(slots=True)
-class Prepared:
-    """A device that has agreed on how to run a model, before any weight is read."""
-
-    config: Config
-    model: dict[str, Any]
-    architecture: Architecture
-    device: Device
-    hints: Hints
-    graphs: GraphBackend | None
-    plugins: Plugins
-    build: Build
 
 
 @dataclass(slots=True)
@@ -89,48 +48,7 @@ class Loaded:
     runner: Runner
     model: Model
     depth: int
-
-
-def prepare(config: Config, model: dict[str, Any], plugins: Plugins) -> Prepared:
-    """Choose device, types, sizes and KV layout. Raises the errors of each choice."""
-    architecture = find_architecture(model)
-    model = architecture.settings(model)
-    determinism: Determinism = "batch" if config.enable_deterministic_inference else "run"
-    device, reason = open_device(plugins, config.device, {"determinism": determinism})
-    if reason:
-        config = config.decide(reason, device=device.info.backend)
-    hints = plugins.optional("hints", device) or Hints()
-    config = choose_length(choose_dtype(config, model, device, hints), model)
-    defaults = type(config)(model=config.model)
-    for name in ("max_running", "max_batch_tokens"):
-        proposed = getattr(hints, name)
-        if proposed is not None and getattr(config, name) == getattr(defaults, name):
-            config = config.decide(f"preferred by {device.info.backend}", **{name: proposed})
-    if hints.int8_inputs and config.input_quantization == "auto":
-        config = config.decide(f"preferred by {device.info.backend}", input_quantization="int8")
-    graphs = None if config.disable_graphs else plugins.optional("graphs", device)
-    resolver = make_resolver(config, plugins, device, capture=graphs is not None)
-    config, groups, handles = negotiate_pages(
-        config,
-        group_layers(architecture.caches(model), KV_TYPES.get(config.kv_cache_dtype, config.dtype)),
-        int(model["num_attention_heads"]),
-        resolver,
-        kv_layouts(plugins, device),
-        hints,
-    )
-    assert config.max_model_len is not None
-    build = Build(
-        device=device,
-        resolver=resolver,
-        dtype=config.dtype,
-        determinism=determinism,
-        max_model_len=config.max_model_len,
-        groups=groups,
-        handles=handles,
-        weights=DummyWeights(config.dtype, device.info.torch_device, {}),
-        schemes=SchemeChooser(config, resolver),
-    )
-    return Prepared(config, model, architecture, device, hints, graphs, plugins, build)
+    threads: HostThreads | None = None
 
 
 def construct(prepared: Prepared, source: Source, progress: Progress | None) -> Model:
@@ -174,10 +92,12 @@ def load(
     report: Callable[[str], None] = log.info,
 ) -> Loaded:
     """Read the weights, build the model, give it memory, and record its steps. `report` gets a
-    line about whatever takes long after the weights."""
+    line about whatever takes long after the weights. ConfigError before anything is read if the
+    model does not fit."""
     prepared = prepare(config, source.config, plugins)
     if on_prepared:
         on_prepared(prepared)
+    check_memory(prepared, source)
     config, device, build = prepared.config, prepared.device, prepared.build
     model = construct(prepared, source, progress)
     config, budget = plan_memory(
@@ -209,6 +129,7 @@ def load(
         runner=runner,
         model=model,
         depth=depth,
+        threads=prepared.threads,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from inferplane.config import Config
 from inferplane.errors import ConfigError
 from inferplane.hw.device import Device, Hints
+from inferplane.hw.host import host_memory
 from inferplane.hw.kv import KVGroup, LayerKV
 from inferplane.scheduling.pages import KVGroupPages
 
@@ -45,6 +46,36 @@ def page_counts(config: Config, groups: list[KVGroup], columns: int) -> list[int
     return [count + 1 for count in counts]  # the null page
 
 
+@dataclass(frozen=True, slots=True)
+class Have:
+    """Bytes: what the device has, and what weights (0: they are loaded) and a step take."""
+
+    free: int
+    total: int
+    weights: int
+    step: int
+
+
+def too_small(config: Config, device: Device, have: Have) -> str:
+    """What to say when not even one page of KV cache fits."""
+    host = host_memory() if device.info.torch_device == "cpu" else None
+    limit = f" ({host.limit})" if host and host.limit else ""
+    weights = f"weights need {_gib(have.weights)}, " if have.weights else ""
+    reserve = int(have.total * (1 - config.memory_fraction))
+    kept = f", and --memory-fraction {config.memory_fraction} leaves {_gib(reserve)} to others"
+    smaller = "choose a smaller model, "
+    if config.quantization in ("auto", "none"):
+        smaller += "--quantization int8 or int4, "
+    more = f", or raise the limit of {_gib(have.total)}{limit}" if limit else ""
+    return (
+        f"{config.model} does not fit the memory of {device.info.name}: {_gib(have.free)} of "
+        f"{_gib(have.total)}{limit} are free; {weights}a step needs {_gib(have.step)}"
+        f"{kept if reserve else ''}: KV cache has 0 pages; {smaller}lower --max-batch-tokens "
+        f"({config.max_batch_tokens}) or --max-running ({config.max_running}), raise "
+        f"--memory-fraction, or end other programs{more}"
+    )
+
+
 def plan_memory(
     config: Config,
     model: dict[str, Any],
@@ -56,6 +87,7 @@ def plan_memory(
 ) -> tuple[Config, Budget]:
     """Sizes of all KV groups. `reserved`: bytes of weights that are not in memory yet. ConfigError
     with the numbers if nothing useful fits."""
+    have = Have(*device.memory(), reserved, step_bytes(model, config))
     size = groups[0].spec.page_size
     page_bytes = [len(g.layers) * handles[g.layers[0]].layout.page_bytes(g.spec) for g in groups]
 
@@ -63,14 +95,14 @@ def plan_memory(
         counts = page_counts(config, groups, columns)
         return sum(n * b for n, b in zip(counts, page_bytes, strict=True))
 
-    free, total = device.memory()
-    free -= reserved
-    step = step_bytes(model, config)
+    free, total, step = have.free - reserved, have.total, have.step
     room = int(free - total * (1 - config.memory_fraction)) - step
     assert config.max_model_len is not None
     useful = config.max_running * -(-config.max_model_len // size)
     if config.kv_cache_tokens is not None:
         columns = -(-config.kv_cache_tokens // size)
+        if total_bytes(1) > free - step:
+            raise ConfigError(too_small(config, device, have))
         if total_bytes(columns) > free - step:
             raise ConfigError(
                 f"--kv-cache-tokens {config.kv_cache_tokens} needs {_gib(total_bytes(columns))} "
@@ -89,12 +121,7 @@ def plan_memory(
             reason = "--max-running sequences of --max-model-len"
         config = config.decide(reason, kv_cache_tokens=max(columns * size, 1))
     if columns == 0:
-        raise ConfigError(
-            f"KV cache has 0 pages: {_gib(free)} of memory are free and a step needs "
-            f"{_gib(step)}; raise --memory-fraction ({config.memory_fraction}), or lower "
-            f"--max-batch-tokens ({config.max_batch_tokens}) or --max-model-len "
-            f"({config.max_model_len})"
-        )
+        raise ConfigError(too_small(config, device, have))
     counts = page_counts(config, groups, columns)
     budget = Budget(
         free=free,

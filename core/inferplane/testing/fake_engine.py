@@ -45,6 +45,7 @@ class Behaviour(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     crash_at_step: int | None = None
     exit_at_step: int | None = None
     fail_to_load: str | None = None
+    compute_cpus: list[int] = []
 
 
 @dataclass
@@ -90,6 +91,7 @@ class FakeEngineCore:
             device="none",
             kv_tokens=4 * length,
             max_running=config.max_running,
+            compute_cpus=self.behaviour.compute_cpus,
         )
 
     @property

@@ -230,6 +230,17 @@ def test_a_replaced_cache_is_seen() -> None:
     assert torch.equal(first, handle.data)
 
 
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(264, 264), (1024, 64), (64, 33)])
+def test_heads_that_rope_cannot_turn(head_dim: int, rotary_dim: int) -> None:
+    """It turns them in a buffer of its own."""
+    spec = RopeSpec(
+        head_dim=head_dim, rotary_dim=rotary_dim, max_position=8, theta=1e4, dtype="float32"
+    )
+    verdict = dict(implementations())["rope"].supports(spec, DEVICE)
+    assert isinstance(verdict, Reject)
+    assert verdict.code == "shape"
+
+
 def test_limits_are_told() -> None:
     attend = dict(implementations())["attention.paged"]
     spec = AttentionSpec(

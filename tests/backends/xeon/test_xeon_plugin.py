@@ -8,6 +8,7 @@ from inferplane.errors import DeviceError
 from inferplane.hw import DeviceInfo, Unavailable
 from inferplane.hw.op import Support
 from inferplane.hw.ops.linear import LinearSpec
+from inferplane.plugins import Plugins, open_device
 from inferplane_xeon import kernels, plugin
 
 AVX512 = "avx2 fma avx512f avx512bw avx512vl avx512dq"
@@ -43,6 +44,21 @@ def test_an_old_processor(tmp_path: Path) -> None:
     found = plugin.find("x86_64", machine(tmp_path, "sse2 avx"))
     assert isinstance(found, Unavailable)
     assert (found.code, found.reason) == ("unsupported", "the processor lacks avx2, fma")
+
+
+def test_an_old_processor_stops_everything_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugin, "ROOT", machine(tmp_path, "sse2 avx fma"))
+    monkeypatch.setattr(kernels, "library", None)  # nobody gets so far
+    plugins = Plugins()
+    plugins.register("xeon", plugin)
+    with pytest.raises(DeviceError) as error:
+        open_device(plugins, "xeon")
+    text = str(error.value)
+    assert "the processor lacks avx2" in text and "fma" not in text
+    assert "use a processor from 2013 or later" in text
+    assert "pass the host's instruction sets through" in text
 
 
 def test_another_architecture() -> None:

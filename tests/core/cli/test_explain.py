@@ -1,6 +1,8 @@
 """`explain` says what loading would do, and why, without reading a weight."""
 
 import json
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,20 @@ def test_no_weight_is_read(
     assert explained(tiny_folder).weights_bytes == WEIGHTS
 
 
+def test_weights_without_data_import_no_compiler(
+    tiny_folder: Path, environment: dict[str, str]
+) -> None:
+    """Loading counts them, too: torch._dynamo would cost each start a second and its memory."""
+    code = """
+import sys
+from inferplane.cli.main import main
+assert main(["explain", sys.argv[1], "--device", "plain", "--kv-cache-tokens", "64"]) == 0
+assert "torch" in sys.modules and "torch._dynamo" not in sys.modules
+"""
+    command = [sys.executable, "-c", code, str(tiny_folder)]
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+
+
 def test_every_candidate_has_a_verdict_and_a_reason(tiny_folder: Path, backends: Path) -> None:
     norm = choice(explained(tiny_folder), "norm.rms")
     verdicts = {c.name: (c.verdict, c.code, c.reason) for c in norm.candidates}
@@ -107,8 +123,9 @@ def test_weights_are_taken_off_the_free_memory(
     tiny_folder: Path, backends: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from inferplane.hw import torch_device
+    from inferplane.hw.host import HostMemory
 
-    monkeypatch.setattr(torch_device, "host_memory", lambda: (10**9, 2 * 10**9))
+    monkeypatch.setattr(torch_device, "host_memory", lambda: HostMemory(10**9, 2 * 10**9))
     found = explained(tiny_folder)
     assert found.memory.free == 10**9 - WEIGHTS
     assert found.memory.total == 2 * 10**9

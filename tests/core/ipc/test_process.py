@@ -1,6 +1,7 @@
 """The client and a real engine process, with a fake engine core in it."""
 
 import asyncio
+import json
 import os
 import select
 import signal
@@ -285,6 +286,38 @@ def test_the_engine_dies_with_its_parent() -> None:
             assert ended, "the engine process outlived its parent"
         finally:
             os.close(engine_process)
+
+
+PLACES = """
+import asyncio, json, os, sys
+from inferplane.config import Config
+from inferplane.ipc.client import ProcessClient
+
+async def main():
+    behaviour = json.dumps({"compute_cpus": json.loads(sys.argv[1])})
+    config = Config(model="fake:" + behaviour)
+    client = ProcessClient(config, module="inferplane.testing.fake_engine")
+    await client.start(lambda text: None)
+    print(json.dumps([sorted(os.sched_getaffinity(pid)) for pid in (0, client.pid)]))
+    await client.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
+def test_both_processes_keep_off_processors_that_compute() -> None:
+    """The engine's own thread stays on the first of them; without another, all stay."""
+    allowed = sorted(os.sched_getaffinity(0))
+    environment = {**os.environ, "PYTHONPATH": str(REPO / "core")}
+    for busy, api, own in (
+        ([], allowed, allowed),
+        (allowed[:1], allowed[1:], allowed),
+        (allowed, allowed, allowed[:1]),
+    ):
+        command = [sys.executable, "-c", PLACES, json.dumps(busy)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=True)
+        assert json.loads(done.stdout) == [api, own], busy
 
 
 def test_ctrl_c_is_for_the_parent() -> None:
