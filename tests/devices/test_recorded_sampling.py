@@ -3,10 +3,12 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from inferplane.engine import EngineCore
 from inferplane.messages import Submit
+from inferplane.runner.runner import Forwarded, Pending
 from inferplane.runner.sampler import Choice
 from inferplane.sampling_params import SamplingParams
 from inferplane.testing.null import SETTINGS
@@ -77,3 +79,32 @@ def test_a_device_with_few_programs_samples_eagerly() -> None:
     answers(engine, ["greedy", "plain"])
     assert not choices(engine)
     assert recorder.tapes
+
+
+def mask_every_step(engine: EngineCore) -> None:
+    """Each sampled sequence may get about half of the tokens, others in every step."""
+    runner = engine.loaded.runner
+    sample, words = runner.sample, -(-engine.loaded.vocab_size // 32)
+
+    def masked(forwarded: Forwarded, mask: Any = None) -> Pending:
+        plan = forwarded.step.plan
+        draw = np.random.default_rng(plan.step)
+        bits = draw.integers(-(2**31), 2**31, (len(plan.sample), words), dtype=np.int32)
+        return sample(forwarded, bits if plan.sample else None)
+
+    runner.sample = masked  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("name", ["bucketed-recorded", "static-recorded", "static-functional"])
+def test_masked_steps_have_the_bits_of_eager_ones(name: str) -> None:
+    recorded, _ = open_null("llama", SETTINGS[name])
+    eager, _ = open_null("llama", replace(SETTINGS[name], recorded=False))
+    plain = answers(recorded, list(KINDS))
+    assert answers(eager, list(KINDS)) == plain  # both are at the same step now
+    mask_every_step(recorded)
+    mask_every_step(eager)
+    for names in ([kind] * 3 for kind in KINDS):
+        assert answers(recorded, names) == answers(eager, names), names
+    assert answers(recorded, list(KINDS)) == answers(eager, list(KINDS)) != plain
+    in_place = SETTINGS[name].functional is False
+    assert any(choice.masked for choice in choices(recorded)) == in_place

@@ -492,12 +492,9 @@ static void filter_rows(const FilterArgs& p, int64_t first, int64_t last) {
     for (int64_t w = 0; p.bitmask && w < words; w++) {
       int64_t end = min64(32, p.vocab - 32 * w);
       uint32_t off = ~p.bitmask[n * words + w];
-      if (end == 32 && off == 0xffffffff) {
-        for (int64_t i = 0; i < 32; i += W) store(y + 32 * w + i, set1(LOWEST));
-        continue;
-      }
-      for (; off && __builtin_ctz(off) < end; off &= off - 1) {
-        y[32 * w + __builtin_ctz(off)] = LOWEST;
+      if (end < 32) off &= (1u << end) - 1;
+      for (int64_t i = 0; off && i < 32; i += W, off = W < 32 ? off >> (W % 32) : 0) {
+        store_lanes(y + 32 * w + i, off, set1(LOWEST));
       }
     }
   }

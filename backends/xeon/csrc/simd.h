@@ -74,6 +74,10 @@ IPX_INLINE Vec zero_below(Vec value, Vec x, Vec floor) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, floor, _CMP_NLT_UQ), value);
 }
 IPX_INLINE uint32_t mask_less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+// stores x in the lanes whose bits are set
+IPX_INLINE void store_lanes(float* p, uint32_t bits, Vec x) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>(bits), x);
+}
 // a < b ? yes : no
 IPX_INLINE Vec where_less(Vec a, Vec b, Vec yes, Vec no) {
   return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), yes);
@@ -294,6 +298,11 @@ IPX_INLINE Vec scale_exponent(Vec p, Vec n) {
 }
 IPX_INLINE Vec zero_below(Vec value, Vec x, Vec floor) {
   return _mm256_and_ps(_mm256_cmp_ps(x, floor, _CMP_NLT_UQ), value);
+}
+IPX_INLINE void store_lanes(float* p, uint32_t bits, Vec x) {
+  const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane);
+  _mm256_maskstore_ps(p, _mm256_cmpeq_epi32(set, lane), x);
 }
 IPX_INLINE uint32_t mask_less(Vec a, Vec b) {
   return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ)));

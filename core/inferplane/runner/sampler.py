@@ -41,6 +41,7 @@ class Choice:
     penalties: bool = False
     bias: bool = False
     banned: bool = False
+    masked: bool = False
     top: int = -1
 
     @property
@@ -106,6 +107,7 @@ class Sampler:
         self.graphs: GraphBackend | None = None
         """set by the runner of a device that holds any number of recordings"""
         self._recorded: dict[tuple[Bucket, Choice], Recorded] = {}
+        self._masks: dict[Bucket, Tensor] = {}
 
     def start(self, inits: list[RowInit]) -> None:
         """Rows that begin a request in this step."""
@@ -144,9 +146,11 @@ class Sampler:
         `bitmask` i32[N, ceil(V / 32)] restricts the tokens (grammars). `recorded`: the step's
         batch, if the logits are the result of a recording.
         """
-        choice = self._choose(step.plan)
-        if recorded is not None and bitmask is None and choice.common:
+        choice = self._choose(step.plan, bitmask is not None)
+        if recorded is not None and choice.common and (bitmask is None or self._tables.inplace):
             known = self._record(step, choice, logits)
+            if known is not None and bitmask is not None:
+                self._masks[step.bucket].copy_(bitmask)
             if known is not None and known.logits is logits:
                 drawn: Drawn = known.graph.replay(recorded)
                 return drawn
@@ -160,13 +164,23 @@ class Sampler:
     def _record(self, step: Step, choice: Choice, logits: "Tensor") -> Recorded | None:
         key = (step.bucket, choice)
         if self.graphs is not None and key not in self._recorded:
-            row = _rows_of(step)
+            row, mask = _rows_of(step), self._mask(step.bucket, logits) if choice.masked else None
             state = None if self._tables.inplace else SamplingState.of(self._tables, choice)
-            graph = self.graphs.capture(lambda: self._compute(choice, row, logits, None), state)
+            graph = self.graphs.capture(lambda: self._compute(choice, row, logits, mask), state)
             self._recorded[key] = Recorded(logits, graph)
         return self._recorded.get(key)
 
-    def _choose(self, plan: StepPlan) -> Choice:
+    def _mask(self, bucket: Bucket, logits: "Tensor") -> "Tensor":
+        """Where the recordings of a bucket read their grammars' masks."""
+        import torch
+
+        if bucket not in self._masks:
+            rows, vocab = logits.shape
+            shape = (rows, -(-vocab // 32))
+            self._masks[bucket] = torch.empty(shape, dtype=torch.int32, device=logits.device)
+        return self._masks[bucket]
+
+    def _choose(self, plan: StepPlan, masked: bool) -> Choice:
         wants = [self._wants[plan.rows[i]] for i in plan.sample]
         ends = [plan.starts[i] + plan.q_lens[i] for i in plan.sample]
         greedy = all(w.greedy for w in wants)
@@ -176,6 +190,7 @@ class Sampler:
             penalties=any(w.penalties for w in wants),
             bias=any(w.bias for w in wants),
             banned=any(w.min_len > end for w, end in zip(wants, ends, strict=True)),
+            masked=masked,
             top=max(plan.logprobs, default=-1),
         )
 
