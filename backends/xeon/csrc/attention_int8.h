@@ -97,7 +97,7 @@ static void pack_value_bytes(const int8_t* values, const int64_t* offset, int64_
       raw_store(to + whole, interleave(padded[0], padded[1], padded[2], padded[3]));
     }
   }
-  ahead.fetch(round_up(count, 4), ahead.count);
+  ahead.rest(round_up(count, 4));
 }
 
 }  // namespace IPX_ISA
