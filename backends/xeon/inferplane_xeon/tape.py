@@ -71,6 +71,7 @@ class TapeGraph:
     parts: list[Callable[[], Any]]
     result: Any
     constants: "list[Tensor]"  # made while it was recorded
+    arena: Arena  # whose free blocks the calls use
 
     def replay(self, batch: ForwardBatch) -> Any:
         for part in self.parts:
@@ -91,7 +92,7 @@ class Tapes:
                 result = fn()
         finally:
             recorder.cut()
-        return TapeGraph(recorder.parts, result, recorder.constants)
+        return TapeGraph(recorder.parts, result, recorder.constants, self.arena)
 
     def arena_bytes(self) -> int:
         return self.arena.bytes
