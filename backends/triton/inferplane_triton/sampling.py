@@ -173,6 +173,7 @@ class Draw:
 
     def build(self, spec: SamplingSpec, ctx: BuildContext) -> Bound:
         cut = Cut(spec.vocab, self._tiles, ctx.device)
+        restrict = ctx.bind("sampling.filter", spec).run
 
         def run(
             logits: "Tensor",
@@ -184,9 +185,12 @@ class Draw:
             sample_index: "Tensor",
             position: "Tensor",
             *,
+            bitmask: "Tensor | None" = None,
             greedy: bool = False,
             unfiltered: bool = False,
         ) -> "Tensor":
+            if bitmask is not None:
+                logits = restrict(logits, bitmask=bitmask)
             settings = alike((temperature, top_k, top_p, min_p, sample_index))
             seed = seed if seed.stride(1) == 1 else seed.contiguous()
             filtered = not (greedy or unfiltered)

@@ -162,6 +162,7 @@ struct DrawArgs {
   int32_t* tokens;                       // result
   int64_t rows, vocab;
   int64_t greedy, unfiltered;            // promises: all temperatures are 0; nothing is filtered
+  const uint32_t* bitmask;               // [N, ceil(V / 32)] or null: tokens whose bit is set exist
 };
 
 struct LogprobArgs {

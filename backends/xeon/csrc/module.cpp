@@ -55,7 +55,7 @@ const Signature SIGNATURES[] = {
      true},
     {"quant_pack", "qqqq" "qqqqq", &KernelTable::quant_pack, true},
     {"embedding", "qqq" "qqq" "d" "q", &KernelTable::embedding, false},
-    {"draw", "qqqqqqqqq" "qq" "qq", &KernelTable::draw, true},
+    {"draw", "qqqqqqqqq" "qq" "qq" "q", &KernelTable::draw, true},
     {"logprobs", "qqqqqq" "qqq", &KernelTable::logprobs, true},
     {"filter", "qqqqqqqqqq" "qqq", &KernelTable::filter, true},
     {"copy_elements", "qq" "qqqq" "qqqq" "qqqq" "qq", nullptr, false, copy_elements},
@@ -76,7 +76,7 @@ static_assert(sizeof(PackArgs) == 8 * 6, "format of pack");
 static_assert(sizeof(QuantLinearArgs) == 8 * 20, "format of quant_linear");
 static_assert(sizeof(QuantPackArgs) == 8 * 9, "format of quant_pack");
 static_assert(sizeof(EmbeddingArgs) == 8 * 8, "format of embedding");
-static_assert(sizeof(DrawArgs) == 8 * 13, "format of draw");
+static_assert(sizeof(DrawArgs) == 8 * 14, "format of draw");
 static_assert(sizeof(LogprobArgs) == 8 * 9, "format of logprobs");
 static_assert(sizeof(FilterArgs) == 8 * 13, "format of filter");
 static_assert(sizeof(CopyArgs) == 8 * 16, "format of copy_elements");

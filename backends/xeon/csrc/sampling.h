@@ -89,6 +89,7 @@ struct Row {
   int64_t vocab, groups;
   float temperature, peak;
   float* peaks;  // the largest scaled logit of each group
+  const uint32_t* bitmask = nullptr;  // of the tokens that exist; null: all
 };
 
 // What is kept: values above `value`, and those equal to it up to the id `last`
@@ -104,13 +105,29 @@ struct Candidates {  // in the order of their ids
   int64_t count;
 };
 
-// Scaled logits, -inf beyond the end
+// The bits of tokens start to start + GROUP, a multiple of 32
+IPX_INLINE uint64_t bits_of(const Row& row, int64_t start) {
+  if (!row.bitmask) return ~uint64_t{0};
+  uint64_t bits = row.bitmask[start / 32];
+  if (GROUP == 64 && start + 32 < row.vocab) {
+    bits |= static_cast<uint64_t>(row.bitmask[start / 32 + 1]) << 32;
+  }
+  return bits;
+}
+
+// Scaled logits, -inf beyond the end and of tokens that do not exist
 IPX_INLINE void load_group(const Row& row, int64_t start, Vec (&s)[4]) {
+  uint64_t bits = bits_of(row, start);
+  if (!bits) {  // most groups under a grammar: not even read
+    for (int j = 0; j < 4; j++) s[j] = set1(LOWEST);
+    return;
+  }
   for (int j = 0; j < 4; j++) {
     const float* p = row.logits + start + j * W;
     int64_t left = row.vocab - start - j * W;
     s[j] = left >= W ? load(p)
            : left > 0 ? keep_range(load_n(p, left), 0, left, set1(LOWEST)) : set1(LOWEST);
+    if (row.bitmask) s[j] = keep_lanes(s[j], bits >> j * W & ((1u << W) - 1), set1(LOWEST));
     if (row.temperature != 1.0f) s[j] = divide(s[j], set1(row.temperature));
   }
 }
@@ -348,6 +365,7 @@ static void draw_rows(const SamplingJob<DrawArgs>& job, int64_t first, int64_t l
   const DrawArgs& p = *job.args;
   for (int64_t n = first; n < last; n++) {
     Row row;
+    if (p.bitmask) row.bitmask = p.bitmask + n * ceil_div(p.vocab, 32);
     bool cold = p.greedy || !(p.temperature[n] > 0.0f);
     if (!open_row(row, p.logits + n * p.vocab, p.vocab, cold ? 1.0f : p.temperature[n])) {
       __atomic_store_n(job.failed, 1, __ATOMIC_RELAXED);

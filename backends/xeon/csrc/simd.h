@@ -74,6 +74,10 @@ IPX_INLINE Vec zero_below(Vec value, Vec x, Vec floor) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, floor, _CMP_NLT_UQ), value);
 }
 IPX_INLINE uint32_t mask_less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+// x in the lanes whose bits are set, else other
+IPX_INLINE Vec keep_lanes(Vec x, uint32_t bits, Vec other) {
+  return _mm512_mask_mov_ps(other, static_cast<__mmask16>(bits), x);
+}
 // stores x in the lanes whose bits are set
 IPX_INLINE void store_lanes(float* p, uint32_t bits, Vec x) {
   _mm512_mask_storeu_ps(p, static_cast<__mmask16>(bits), x);
@@ -299,10 +303,16 @@ IPX_INLINE Vec scale_exponent(Vec p, Vec n) {
 IPX_INLINE Vec zero_below(Vec value, Vec x, Vec floor) {
   return _mm256_and_ps(_mm256_cmp_ps(x, floor, _CMP_NLT_UQ), value);
 }
-IPX_INLINE void store_lanes(float* p, uint32_t bits, Vec x) {
+IPX_INLINE __m256i lanes_of(uint32_t bits) {
   const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
   __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane);
-  _mm256_maskstore_ps(p, _mm256_cmpeq_epi32(set, lane), x);
+  return _mm256_cmpeq_epi32(set, lane);
+}
+IPX_INLINE Vec keep_lanes(Vec x, uint32_t bits, Vec other) {
+  return _mm256_blendv_ps(other, x, _mm256_castsi256_ps(lanes_of(bits)));
+}
+IPX_INLINE void store_lanes(float* p, uint32_t bits, Vec x) {
+  _mm256_maskstore_ps(p, lanes_of(bits), x);
 }
 IPX_INLINE uint32_t mask_less(Vec a, Vec b) {
   return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ)));

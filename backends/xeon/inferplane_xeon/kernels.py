@@ -283,11 +283,12 @@ def draw(
     rows: "tuple[Tensor, ...]",
     tokens: "Tensor",
     *,
+    bitmask: "Tensor | None" = None,
     greedy: bool = False,
     unfiltered: bool = False,
 ) -> "Tensor":
     """logits f32[N, V] -> tokens i32[N]; `rows`: temperature, top_k, top_p, min_p, seed,
-    sample_index and position, as `sampling.draw` takes them, each contiguous."""
+    sample_index and position, and `bitmask`, as `sampling.draw` takes them, each contiguous."""
     library().draw(
         logits.data_ptr(),
         *(values.data_ptr() for values in rows),
@@ -295,6 +296,7 @@ def draw(
         *logits.shape,
         greedy,
         unfiltered,
+        0 if bitmask is None else bitmask.data_ptr(),
     )
     return tokens
 

@@ -53,6 +53,7 @@ def sampling_draw(spec: SamplingSpec, ctx: BuildContext) -> Bound:
         sample_index: "Tensor",
         position: "Tensor",
         *,
+        bitmask: "Tensor | None" = None,
         greedy: bool = False,
         unfiltered: bool = False,
     ) -> "Tensor":
@@ -60,7 +61,12 @@ def sampling_draw(spec: SamplingSpec, ctx: BuildContext) -> Bound:
         rows = (temperature, top_k, top_p, min_p, seed, sample_index, position)
         inputs = tuple(x.contiguous() for x in rows)
         return kernels.draw(
-            logits.contiguous(), inputs, tokens, greedy=greedy, unfiltered=unfiltered
+            logits.contiguous(),
+            inputs,
+            tokens,
+            bitmask=None if bitmask is None else bitmask.contiguous(),
+            greedy=greedy,
+            unfiltered=unfiltered,
         )
 
     return Bound(run=run)

@@ -214,9 +214,10 @@ class Sampler:
             early = position < parameters.integer("min_len")
             chosen["banned"] = parameters.stop_ids.where(early.unsqueeze(1), tables.vocab)
         logits = raw
-        if chosen or bitmask is not None:
+        if chosen:
             kept = raw.clone() if choice.top >= 0 else raw  # scores are those before the filter
             logits = self._filter(kept, rows=row, bitmask=bitmask, **chosen)
+            bitmask = None
         tokens: Tensor = self._draw(
             logits,
             parameters.real("temperature"),
@@ -226,6 +227,7 @@ class Sampler:
             parameters.seed,
             parameters.integer("sample_index"),
             position,
+            bitmask=bitmask,
             greedy=choice.greedy,
             unfiltered=choice.unfiltered,
         )

@@ -37,7 +37,7 @@ ROWS = {
     "activation.glu": "x",
     "embedding": "ids",
     "sampling.filter": "logits rows repetition frequency presence banned bitmask",
-    "sampling.draw": "logits temperature top_k top_p min_p seed sample_index position",
+    "sampling.draw": "logits temperature top_k top_p min_p seed sample_index position bitmask",
     "sampling.logprobs": "logits ids",
 }
 """arguments with one row per token or sequence; each result has one row for each, too"""

@@ -1,5 +1,7 @@
 """The xeon backend's hooks: what it finds on a machine, and what it says when something lacks."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,21 @@ def test_tiles_that_never_ran_are_told(arch: str, dtype: str, told: bool) -> Non
     verdict = impl.supports(spec, device)
     assert isinstance(verdict, Support)
     assert ("never run on its hardware" in verdict.notes) is told
+
+
+@pytest.mark.parametrize(
+    ("before", "loaded", "after"),
+    [(None, False, "PASSIVE"), ("active", False, "active"), (None, True, None)],
+)
+def test_torch_threads_rest(
+    before: str | None, loaded: bool, after: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if before is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", before)
+    if loaded:
+        monkeypatch.setitem(sys.modules, "torch", sys.modules.get("torch", sys))
+    else:
+        monkeypatch.delitem(sys.modules, "torch", raising=False)
+    plugin.let_torch_rest()
+    assert os.environ.get("OMP_WAIT_POLICY") == after

@@ -59,13 +59,18 @@ def sampling_filter(spec: SamplingSpec, ctx: BuildContext) -> Bound:
         if banned is not None:
             wide = torch.cat([logits, logits[:, :1]], dim=1)
             logits = wide.scatter(1, banned.long(), -torch.inf)[:, :-1]
-        if bitmask is not None:
-            bit = torch.arange(32, device=logits.device, dtype=torch.int32)
-            kept = (bitmask.unsqueeze(-1) >> bit & 1).flatten(1)[:, : spec.vocab].bool()
-            logits = logits.where(kept, -torch.inf)
-        return logits
+        return logits if bitmask is None else keep_set(logits, bitmask)
 
     return Bound(run=run)
+
+
+def keep_set(logits: "Tensor", bitmask: "Tensor") -> "Tensor":
+    """logits f32[N, V], -inf where the bit of i32[N, ceil(V / 32)] is not set"""
+    import torch
+
+    bit = torch.arange(32, device=logits.device, dtype=torch.int32)
+    kept = (bitmask.unsqueeze(-1) >> bit & 1).flatten(1)[:, : logits.shape[1]].bool()
+    return logits.where(kept, -torch.inf)
 
 
 def rows_of(table: "Tensor", rows: "Tensor | None") -> "Tensor":
@@ -76,14 +81,16 @@ def rows_of(table: "Tensor", rows: "Tensor | None") -> "Tensor":
 
 def sampling_draw(spec: SamplingSpec, ctx: BuildContext) -> Bound:
     """run(logits f32[N, V], temperature f32[N], top_k i32[N], top_p f32[N], min_p f32[N],
-    seed i32[N, 2], sample_index i32[N], position i32[N], *, greedy: bool, unfiltered: bool)
-    -> i32[N]
+    seed i32[N, 2], sample_index i32[N], position i32[N], *, bitmask i32[N, ceil(V / 32)] | None,
+    greedy: bool, unfiltered: bool) -> i32[N]
 
     Temperature 0 takes the largest logit. Otherwise: divide by the temperature; keep the top_k
     largest (0: all); of these the fewest whose renormalized probabilities reach top_p; of these
     the ones with at least min_p of the largest probability; take the largest logit plus Gumbel
-    noise (Gumbel-max). Ties go to the lower id. `greedy`: all rows have temperature 0;
-    `unfiltered`: no row filters; both are promises by the host that save work, not bits.
+    noise (Gumbel-max). Ties go to the lower id. With `bitmask` only tokens whose bit is set exist,
+    as if the others' logits were -inf; the logits stay as they are. `greedy`: all rows have
+    temperature 0; `unfiltered`: no row filters; both are promises by the host that save work, not
+    bits.
     """
     import torch
 
@@ -124,8 +131,14 @@ def sampling_draw(spec: SamplingSpec, ctx: BuildContext) -> Bound:
         return torch.where(cold, logits.argmax(-1), chosen).int()
 
     def run(
-        logits: "Tensor", *args: "Tensor", greedy: bool = False, unfiltered: bool = False
+        logits: "Tensor",
+        *args: "Tensor",
+        bitmask: "Tensor | None" = None,
+        greedy: bool = False,
+        unfiltered: bool = False,
     ) -> "Tensor":
+        if bitmask is not None:
+            logits = keep_set(logits, bitmask)
         call: Callable[..., Tensor] = rowwise(draw) if spec.determinism == "batch" else draw
         return call(logits, *args, greedy=greedy, unfiltered=unfiltered)
 
@@ -224,6 +237,10 @@ def _draw_inputs(spec: SamplingSpec, seed: int) -> dict[str, Any]:
         return torch.tensor(values, dtype=dtype)[at]
 
     seeds = torch.randint(-(2**31), 2**31, (5, 2), generator=generator)
+    words = torch.randint(-(2**31), 2**31, (5, -(-spec.vocab // 32)), generator=generator).int()
+    words[:, 0] |= 1  # one token at least
+    words[1:3, 1:] &= words[1:3, 1:] << 9 & words[3:5, 1:]  # some keep few
+    masked = bool(torch.randint(2, (1,), generator=generator))
     return {
         "logits": _logits(spec, seed),
         "temperature": among(0.0, 0.5, 1.0, 2.0),
@@ -233,6 +250,7 @@ def _draw_inputs(spec: SamplingSpec, seed: int) -> dict[str, Any]:
         "seed": seeds.int(),
         "sample_index": among(0, 1, 7, dtype=torch.int32),
         "position": torch.randint(0, 5000, (5,), generator=generator, dtype=torch.int32),
+        "bitmask": words if masked else None,
     }
 
 

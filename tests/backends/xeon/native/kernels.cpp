@@ -371,6 +371,10 @@ void draw(Case& c, const KernelTable& table) {
   p.seed = reinterpret_cast<uint32_t*>(c.whole(2 * p.rows, -1000, 1000));
   p.sample_index = reinterpret_cast<uint32_t*>(c.whole(p.rows, 0, 3));
   p.position = reinterpret_cast<uint32_t*>(c.whole(p.rows, 0, 1000));
+  if (c.random.coin()) {
+    p.bitmask = reinterpret_cast<uint32_t*>(
+        c.whole(p.rows * ((p.vocab + 31) / 32), -(1 << 30), 1 << 30));
+  }
   p.tokens = static_cast<int32_t*>(c.result(p.rows, 4));
   call(c, table.draw, p, false);
   for (int64_t r = 0; r < p.rows; r++) {
