@@ -163,8 +163,9 @@ def logprobs(model: str, dtype: str, op: list[str]) -> list[Scored]:
     from inferplane.offline import Engine
 
     prompts = [[(7 * i + n) % 250 + 1 for i in range(n)] for n in (3, 40, 150)]
+    eager: dict[str, Any] = {"disable_graphs": True, "kv_cache_tokens": 4096}
     params = {"max_tokens": 12, "temperature": 0.0, "logprobs": 0, "prompt_logprobs": 0}
-    with Engine(model, device="xeon", dtype=dtype, op=op, kv_cache_tokens=4096) as engine:
+    with Engine(model, device="xeon", dtype=dtype, op=op, **eager) as engine:
         done = engine.generate(prompts, params | {"ignore_eos": True})
     scored = [[*(each.prompt_logprobs or ()), *each.logprobs] for each in done]
     return [[(t.token, t.logprob) for t in tokens if t is not None] for tokens in scored]
@@ -200,8 +201,13 @@ def explained(model: str) -> None:
                 raise SystemExit("explain failed")
         return text.getvalue()
 
-    plain, chosen = lines(), lines("--op", "linear=ipex.linear")
+    plain, chosen = (
+        lines("--disable-graphs"),
+        lines("--op", "linear=ipex.linear", "--disable-graphs"),
+    )
+    recorded = lines()
     wanted = [
+        (recorded, "not ipex.linear: rejected[capture]: cannot be recorded; --disable-graphs"),
         (plain, "not ipex.linear: passed over: priority 40, xeon.linear has 80"),
         (plain, "not ipex.attention: passed over: priority 40, xeon.attention has 80"),
         (chosen, "ipex.linear  Intel Extension for PyTorch, which is end of life"),

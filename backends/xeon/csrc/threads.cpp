@@ -12,7 +12,8 @@
 // caller reads. A range is one 64-bit word, job number | end | next, in a line of the thread that
 // it belongs to. Whoever claims the first item of it in a job, owner or thief, writes it anew from
 // the job's number of items. A job ends only when all of its ranges are claimed, so a late worker
-// finds a number as new as its own and cannot take an item of a job that is over.
+// finds a number as new as its own and cannot take an item of a job that is over. The number is
+// odd while a job is written, and read again after it, so that nobody sees parts of two jobs.
 //
 // The system may put a worker on the caller's core and leave it there for long when
 // the other cores are in use, too. Then each takes time from the other; so a worker that finds
@@ -180,23 +181,25 @@ void* worker(void* number) {
   uint32_t seen = 0;
   for (;;) {
     uint32_t job = pool.job.load(std::memory_order_acquire);
-    for (int spin = 0; job == seen && spin < SPINS; spin++) {
+    for (int spin = 0; (job == seen || job % 2) && spin < SPINS; spin++) {
       _mm_pause();
       job = pool.job.load(std::memory_order_acquire);
     }
+    if (job % 2) continue;
     if (job == seen) {
       pool.sleeping.fetch_add(1);
       futex(pool.job, FUTEX_WAIT_PRIVATE, seen);
       pool.sleeping.fetch_sub(1);
       continue;
     }
+    Job current{job, pool.items.load(std::memory_order_acquire),
+                pool.threads.load(std::memory_order_acquire),
+                pool.body.load(std::memory_order_acquire),
+                pool.context.load(std::memory_order_acquire)};
+    int cpu = pool.cpu.load(std::memory_order_acquire);
+    if (pool.job.load(std::memory_order_relaxed) != job) continue;  // of two jobs
     seen = job;
-    Job current{job, pool.items.load(std::memory_order_relaxed),
-                pool.threads.load(std::memory_order_relaxed),
-                pool.body.load(std::memory_order_relaxed),
-                pool.context.load(std::memory_order_relaxed)};
     if (me >= current.threads) continue;
-    int cpu = pool.cpu.load(std::memory_order_relaxed);
     if (sched_getcpu() == cpu) move_away(cpu);
     work(current, me);
   }
@@ -248,13 +251,14 @@ void run_parallel(ItemBody body, void* context, int64_t items, bool alone) {
     return;
   }
   if (pool.started < wanted - 1) start_workers(wanted - 1);
-  Job job{pool.job.load(std::memory_order_relaxed) + 1, static_cast<uint32_t>(items), threads, body,
+  Job job{pool.job.load(std::memory_order_relaxed) + 2, static_cast<uint32_t>(items), threads, body,
           context};
-  pool.items.store(job.items, std::memory_order_relaxed);
-  pool.threads.store(threads, std::memory_order_relaxed);
-  pool.cpu.store(sched_getcpu(), std::memory_order_relaxed);
-  pool.body.store(body, std::memory_order_relaxed);
-  pool.context.store(context, std::memory_order_relaxed);
+  pool.job.store(job.number - 1, std::memory_order_relaxed);
+  pool.items.store(job.items, std::memory_order_release);
+  pool.threads.store(threads, std::memory_order_release);
+  pool.cpu.store(sched_getcpu(), std::memory_order_release);
+  pool.body.store(body, std::memory_order_release);
+  pool.context.store(context, std::memory_order_release);
   pool.job.store(job.number);
   if (pool.sleeping.load()) futex(pool.job, FUTEX_WAKE_PRIVATE, threads - 1);
   uint32_t finished = work(job, 0);

@@ -29,7 +29,10 @@ LIBRARY = "intel_extension_for_pytorch"
 COMPILED = "libintel-ext-pt-cpu.so"
 LAYOUTS = ("head_major",)
 SUPPORT = Support(
-    priority=40, invariance="run", notes="Intel Extension for PyTorch, which is end of life"
+    priority=40,
+    invariance="run",
+    capture="no",  # its operations tell no shapes in advance
+    notes="Intel Extension for PyTorch, which is end of life",
 )
 
 

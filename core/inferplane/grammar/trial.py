@@ -145,7 +145,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=variables,
-            start_new_session=True,
+            process_group=0,  # out of reach of Ctrl-C, but in one session: see trial_worker.main
         )
         try:
             self._send(setup)

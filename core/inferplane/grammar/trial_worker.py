@@ -90,7 +90,9 @@ def longest_first(pieces: list[bytes], special: frozenset[int]) -> Callable[[str
 
 
 def main() -> None:
-    os.nice(10)  # whoever generates goes first
+    # Whoever generates goes first. Linux compares niceness within a session only ("autogroups"),
+    # so engine, server and these processes share one.
+    os.nice(15)
     stdin, stdout = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not get between the frames
     setup = msgspec.msgpack.decode(read_frame(stdin), type=Setup)

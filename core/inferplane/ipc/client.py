@@ -155,7 +155,7 @@ class ProcessClient:
             [sys.executable, "-P", "-m", self._module, str(self._directory)],
             stdin=subprocess.PIPE,  # its end tells the child that we are gone
             env=variables,
-            start_new_session=True,  # Ctrl-C in the terminal is for us, who then stop the engine
+            process_group=0,  # Ctrl-C in the terminal is for us, who then stop the engine
         )
 
     async def generate(self, submit: Submit) -> AsyncGenerator[Output, None]:
