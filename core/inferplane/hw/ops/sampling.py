@@ -115,19 +115,7 @@ def sampling_draw(spec: SamplingSpec, ctx: BuildContext) -> Bound:
         noise = noise.where(~cold.unsqueeze(1), 0.0)
         if unfiltered:
             return (scaled + noise).argmax(-1).int()
-        ordered, ids = scaled.sort(dim=-1, descending=True, stable=True)
-        rank = torch.arange(spec.vocab, device=logits.device)
-        limit = top_k.where(top_k > 0, spec.vocab).unsqueeze(1)
-        ordered = ordered.masked_fill(rank >= limit, -torch.inf)
-        share = ordered.softmax(-1)
-        before = share.cumsum(-1) - share
-        nucleus = top_p.where(top_p < 1.0, torch.inf).unsqueeze(1)  # sums may round to 1 early
-        drop = (before >= nucleus) | (share < share[:, :1] * min_p.unsqueeze(1))
-        drop[:, 0] = False
-        noisy = (ordered + noise.gather(1, ids)).masked_fill(drop, -torch.inf)
-        # the lowest id among equals: argmax alone would take the first in sorted order
-        best = noisy.amax(-1, keepdim=True)
-        chosen = ids.masked_fill(noisy < best, spec.vocab).amin(-1)
+        chosen = choose_among(scaled, noise, top_k, top_p, min_p)
         return torch.where(cold, logits.argmax(-1), chosen).int()
 
     def run(
@@ -143,6 +131,28 @@ def sampling_draw(spec: SamplingSpec, ctx: BuildContext) -> Bound:
         return call(logits, *args, greedy=greedy, unfiltered=unfiltered)
 
     return Bound(run=run)
+
+
+def choose_among(
+    scaled: "Tensor", noise: "Tensor", top_k: "Tensor", top_p: "Tensor", min_p: "Tensor"
+) -> "Tensor":
+    """i64[N]: the largest of f32[N, V] plus noise among those that the filters keep"""
+    import torch
+
+    ordered, ids = scaled.sort(dim=-1, descending=True, stable=True)
+    vocab = scaled.shape[1]
+    rank = torch.arange(vocab, device=scaled.device)
+    limit = top_k.where(top_k > 0, vocab).unsqueeze(1)
+    ordered = ordered.masked_fill(rank >= limit, -torch.inf)
+    share = ordered.softmax(-1)
+    before = share.cumsum(-1) - share
+    nucleus = top_p.where(top_p < 1.0, torch.inf).unsqueeze(1)  # sums may round to 1 early
+    drop = (before >= nucleus) | (share < share[:, :1] * min_p.unsqueeze(1))
+    drop[:, 0] = False
+    noisy = (ordered + noise.gather(1, ids)).masked_fill(drop, -torch.inf)
+    # the lowest id among equals: argmax alone would take the first in sorted order
+    best = noisy.amax(-1, keepdim=True)
+    return ids.masked_fill(noisy < best, vocab).amin(-1)
 
 
 def sampling_logprobs(spec: SamplingSpec, ctx: BuildContext) -> Bound:
