@@ -145,7 +145,9 @@ class Recorder(TorchDispatchMode):
 
     def _by_torch(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Call torch at each replay, with results in memory that stays."""
-        written = [a for a, s in zip(args, func._schema.arguments, strict=False) if _writes(s)]
+        expected = func._schema.arguments
+        given = {s.name: a for s, a in zip(expected, args, strict=False)} | kwargs
+        written = [given[s.name] for s in expected if _writes(s) and s.name in given]
         if written:
             self._between(partial(func, *args, **kwargs))
             return written[0] if len(written) == 1 else tuple(written)
