@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ci.bench.cpu import peers
+from ci.bench.cpu.peer import processes
 from ci.bench.cpu.peer.install import Peer, Unavailable, environment, install
 from ci.bench.cpu.peer.limits import (
     Ceiling,
@@ -104,7 +106,9 @@ def test_the_report_appends_a_line_for_each_row(
 ) -> None:
     machine = {"read": [70e9, 75e9, 80e9], "bf16": [985e9], "int8": [1960e9]}
     path = tmp_path / "results.jsonl"
-    Report(SMOLLM2, (128, 128), FOUND, machine).show({"commit": "abc", "model": "m"}, path)
+    report = Report(SMOLLM2, (128, 128), FOUND, machine)
+    report.show()
+    report.append({"commit": "abc", "model": "m"}, path)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(lines) == len(FOUND)
     first = lines[0]
@@ -114,6 +118,42 @@ def test_the_report_appends_a_line_for_each_row(
     assert first["limit"] == pytest.approx(limit, rel=1e-3)
     assert {line["peer"] for line in lines} == {None, "llama.cpp", "openvino", "vllm"}
     assert "goal met" in capsys.readouterr().out
+
+
+def test_a_round_is_written_when_it_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second round is interrupted; the first one's lines are there."""
+
+    class Weights:
+        name = "toy"
+
+        def bf16(self) -> Path:
+            return tmp_path
+
+        def config(self) -> dict[str, Any]:
+            return {**SMOLLM2, "vocab_size": 40}
+
+    def driver(engine: str, python: Path, job: dict[str, Any], log: Path) -> dict[str, Any]:
+        if job["seed"] == 1:
+            raise SystemExit(143)
+        return {"values": {"decode/1": 100.0}, "versions": {"toy": "1"}}
+
+    ceilings = {"read": 75e9, "bf16": 985e9, "int8": 1960e9}
+    monkeypatch.setattr(peers, "find", lambda *given: Weights())
+    monkeypatch.setattr(peers, "VARIANTS", [peers.Variant("inferplane", "x", "bf16", Weights.bf16)])
+    monkeypatch.setattr(processes, "ceilings", lambda log: {"values": ceilings})
+    monkeypatch.setattr(processes, "driver", driver)
+    monkeypatch.setattr(peers.signal, "signal", lambda number, handler: None)
+    path = tmp_path / "results.jsonl"
+    command = f"peers --peers --cases decode --batches 1 --json {path} --rounds 2"
+    monkeypatch.setattr(sys, "argv", command.split())
+    with pytest.raises(SystemExit):
+        peers.main()
+    (line,) = [json.loads(text) for text in path.read_text().splitlines()]
+    assert (line["case"], line["value"], line["round"]) == ("bf16/decode/1", 100.0, 1)
+    assert line["commit"] == peers.commit() and line["versions"] == {"toy": "1"}
+    assert line["ceilings"]["read"] == 75.0
 
 
 DRIVER = """

@@ -22,7 +22,8 @@ Precision classes: bf16; 8-bit (ours --quantization int8, and Q8_0 as stored; Q8
 round inputs and its KV cache as it does by default: OpenVINO keeps an 8 bit cache. vLLM and
 transformers run in bf16 alone. Threads: as many as cores, by each engine's own option (llama.cpp
 n_threads, torch's thread number, vLLM's binding to all cores) or default (OpenVINO).
-A ratio compares the best variant of either side. OpenVINO's model server is not on the package
+A ratio compares the best variant of either side, of the medians of all rounds; the lines of JSON
+are written after each round and are that round's. OpenVINO's model server is not on the package
 index (only its client is), so http has no such peer.
 """
 
@@ -131,8 +132,9 @@ class Run:
                 print(f"{name} is left out: {error}", flush=True)
         self.weights = find(asked.model, asked.shape, self.folder, self.pythons)
         self.models: dict[Variant, str] = {}
-        self.found: dict[Key, list[float]] = {}
+        self.found: dict[Key, list[float]] = {}  # of all rounds
         self.machine: dict[str, list[float]] = {}
+        self.made: dict[Key, list[float]] = {}  # of the running round
         self.versions: dict[str, str] = {}
 
     def go(self) -> None:
@@ -141,21 +143,24 @@ class Run:
             if variant.precision in self.asked.precisions and variant.engine in self.pythons:
                 self.prepare(variant)
         print(f"ready after {time.perf_counter() - begin:.0f} s", flush=True)
-        described = describe()
         for number in range(self.asked.rounds):
-            self.round(number)
+            about = {"model": self.weights.name, "commit": commit(), "machine": describe()}
+            ceilings = self.round(number)
+            about |= {"versions": self.versions, "round": number + 1}
+            for name, value in ceilings.items():
+                self.machine.setdefault(name, []).append(value)
+            for key, values in self.made.items():
+                self.found.setdefault(key, []).extend(values)
+            if self.asked.json is not None:  # at once: what comes later may be interrupted
+                ceiling = {name: [value] for name, value in ceilings.items()}
+                self.report(self.made, ceiling).append(about, self.asked.json)
         if self.found:
-            lengths = (self.asked.prompt, self.asked.output)
-            report = Report(self.weights.config(), lengths, self.found, self.machine)
-            about = {
-                "model": self.weights.name,
-                "commit": commit(),
-                "machine": described,
-                "versions": self.versions,
-                "rounds": self.asked.rounds,
-            }
-            report.show(about, self.asked.json)
+            self.report(self.found, self.machine).show()
         print(f"{time.perf_counter() - begin:.0f} s in all")
+
+    def report(self, found: dict[Key, list[float]], machine: dict[str, list[float]]) -> Report:
+        lengths = (self.asked.prompt, self.asked.output)
+        return Report(self.weights.config(), lengths, found, machine)
 
     def prepare(self, variant: Variant) -> None:
         try:
@@ -163,11 +168,12 @@ class Run:
         except Unavailable as error:
             print(f"{variant} is left out: {error}", flush=True)
 
-    def round(self, number: int) -> None:
-        """All engines once; ceilings first."""
-        log = self.folder / "logs" / "ceilings.log"
-        for name, value in processes.ceilings(log)["values"].items():
-            self.machine.setdefault(name, []).append(value)
+    def round(self, number: int) -> dict[str, float]:
+        """All engines once; the ceilings, measured first."""
+        self.made = {}
+        ceilings: dict[str, float] = processes.ceilings(self.folder / "logs" / "ceilings.log")[
+            "values"
+        ]
         rng = random.Random(number)
         for precision in self.asked.precisions:
             same = [v for v in self.models if v.precision == precision]
@@ -177,6 +183,7 @@ class Run:
             for variant in rng.sample(same, len(same)):
                 if set(variant.also) & set(self.asked.cases):
                     self.attempt(variant, number, self.start)
+        return ceilings
 
     def attempt(
         self, variant: Variant, number: int, measure: Callable[[Variant, int], dict[str, float]]
@@ -193,7 +200,7 @@ class Run:
         print(f"round {number + 1}: {variant}: {shown}  ({spent:.0f} s)", flush=True)
         for case, value in values.items():
             key = (variant.precision, case, variant.engine, variant.name)
-            self.found.setdefault(key, []).append(value)
+            self.made[key] = [value]
 
     def job(self, variant: Variant, number: int, kind: str) -> dict[str, Any]:
         asked, cases = self.asked, self.asked.cases

@@ -1,6 +1,5 @@
 """Prints the rows of a run and appends them as JSON lines."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +10,8 @@ from ci.bench.machine import append
 
 
 class Report:
-    """`found`: values of all rounds; `machine`: the ceilings of all rounds, of which the median is
-    the run's."""
+    """`found`: values of one or more rounds; `machine`: the ceilings of these, of which the median
+    is taken."""
 
     def __init__(
         self,
@@ -27,9 +26,12 @@ class Report:
         self.spread = machine
         self.rows, self.ours = rows(found, ours), ours
 
-    def show(self, about: Mapping[str, Any], path: Path | None) -> None:
-        """`about` is part of each JSON line."""
-        print(f"\n{json.dumps(about)}")
+    def append(self, about: Mapping[str, Any], path: Path) -> None:
+        """A line of JSON for each row; `about` is part of it."""
+        for row in self.rows:
+            append(path, self.record(row, about))
+
+    def show(self) -> None:
         for name, values in self.spread.items():
             told = " ".join(f"{value / 1e9:.1f}" for value in values)
             print(f"{name}: {getattr(self.ceiling, name) / 1e9:.1f} G/s (rounds: {told})")
@@ -38,8 +40,6 @@ class Report:
         )
         for row in self.rows:
             self.print(row)
-            if path is not None:
-                append(path, self.record(row, about))
 
     def limit(self, row: Row) -> float | None:
         precision, case, _, _ = row.key
@@ -72,7 +72,6 @@ class Report:
             "peer": None if engine == self.ours else engine,
             "variant": variant,
             "value": round(row.value, 3),
-            "values": [round(value, 3) for value in row.values],
             "unit": UNITS[case.partition("/")[0]],
             "limit": None if limit is None else round(limit, 3),
             "ratio": None if row.ratio is None else round(row.ratio, 3),
