@@ -152,11 +152,11 @@ def measure(case: Case, impl: PagedAttention, device: Device, seconds: float) ->
     return statistics.median(times)
 
 
-def variants(case: Case) -> dict[str, PagedAttention]:
+def variants(case: Case, device: Device) -> dict[str, PagedAttention]:
     spec = case.spec(0)
     found = {"default": PagedAttention()}
     if case.queries == 1:
-        base = decode_tiles(spec)
+        base = decode_tiles(spec, device)
         for block, warps, stages, share in itertools.product(
             (32, 64, 128), (2, 4), (2, 3, 4), (2, 4)
         ):
@@ -189,7 +189,7 @@ def main() -> None:
         until = time.perf_counter() + (end - time.perf_counter()) / (len(chosen) - index)
         rows = []
         with torch.inference_mode():
-            for name, impl in variants(case).items():
+            for name, impl in variants(case, device).items():
                 if name != "default" and (args.default_tiles or time.perf_counter() > until):
                     break
                 try:

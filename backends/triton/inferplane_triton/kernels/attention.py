@@ -228,8 +228,11 @@ def split(
             q_ptr + token * stride_q + heads[:, None] * DIM + dims[None, :], mask=mask, other=0.0
         )
         position = tl.zeros([ROWS], tl.int32) + seq_len - 1
+        full = 0
+        if WINDOW == 0:
+            full = last // BLOCK * BLOCK
         acc, peak, total = _attend(
-            q, acc, peak, total, position, live, tl.maximum(first, floor), 0, last,
+            q, acc, peak, total, position, live, tl.maximum(first, floor), full, last,
             k_ptr + head * stride_head, v_ptr + head * stride_head,
             table_ptr + seq * stride_table, seq_len, stride_page, stride_token, scale,
             PAGE, DIM, DIM_PAD, BLOCK, WINDOW, SOFTCAP,
