@@ -1,7 +1,7 @@
 """Launches of the product kernels, each with its tile; ops choose tiles by shape.
 
 Shapes that a tile does not divide are a programming error here: `supports` of the ops holds them
-off, and the tables in tuning.py only name tiles that divide.
+off, and the tables in tuning.py only name tiles that divide. Dense tiles alone take any N.
 """
 
 from dataclasses import dataclass
@@ -102,7 +102,7 @@ def _pdl(pdl: bool) -> dict[str, Any]:
 
 def _grid(rows: int, columns: int, cut: Tile) -> tuple[int, int, int]:
     lines = -(-rows // cut.m_pad(rows))
-    return columns // cut.rows, lines, 1 if cut.serial else cut.split
+    return -(-columns // cut.rows), lines, 1 if cut.serial else cut.split
 
 
 def dense_tiles(
@@ -113,8 +113,9 @@ def dense_tiles(
     tiles.dense[_grid(rows, columns, cut)](
         x, w, bias, y, scratch.part, scratch.count, rows, columns, width, x.stride(0),
         cut.chunk(width), ROWS=cut.rows, M_PAD=cut.m_pad(rows), BLOCK=cut.block, SPLIT=cut.split,
-        SERIAL=cut.serial, WIDE=cut.wide, BIAS=bias is not None, AHEAD=cut.ahead, PDL=cut.pdl,
-        num_warps=cut.warps, num_stages=cut.stages, **_pdl(cut.pdl),
+        SERIAL=cut.serial, WIDE=cut.wide, BIAS=bias is not None, RAGGED=columns % cut.rows != 0,
+        AHEAD=cut.ahead, PDL=cut.pdl, num_warps=cut.warps, num_stages=cut.stages,
+        **_pdl(cut.pdl),
     )  # fmt: skip
 
 

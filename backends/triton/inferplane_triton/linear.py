@@ -14,6 +14,7 @@ from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
 from inferplane_triton import launch, tuning
 from inferplane_triton.attention import overlapped
 from inferplane_triton.launch import Scratch, Tile
+from inferplane_triton.shared_memory import Operands, fitting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,10 +23,12 @@ FEW_ROWS = 32
 """the library is as fast or faster from here on"""
 TILE = 64
 KEY = "triton.parts"
+DENSE = Operands(w=2, x=2)
 Product = Callable[["Tensor", "Tensor", "Tensor | None"], "Tensor"]
 
 
-def _supports(spec: LinearSpec | LogitsSpec, in_features: int, columns: int) -> Reject | None:
+def _supports(spec: LinearSpec | LogitsSpec, in_features: int, columns: int = 0) -> Reject | None:
+    """`columns`: of kernels that take multiples of TILE alone"""
     if spec.dtype not in ("bfloat16", "float16"):
         return Reject("dtype", f"{spec.dtype} is not bfloat16 or float16")
     if spec.scheme:
@@ -49,7 +52,7 @@ def scratch_for(
     if not cuts:
         return Scratch
     needed = max(cut.part_bytes(rows, columns) for rows, cut in cuts)
-    tiles = max(columns // cut.rows * -(-rows // cut.m_pad(rows)) for rows, cut in cuts)
+    tiles = max(-(-columns // cut.rows) * -(-rows // cut.m_pad(rows)) for rows, cut in cuts)
     count = torch.zeros(tiles, dtype=torch.int32, device=ctx.device.info.torch_device)
     ctx.device.workspace(KEY, needed)
     return lambda: Scratch(ctx.device.workspace(KEY, needed).view(torch.float32), count)
@@ -62,7 +65,7 @@ def own_or_library(columns: int, width: int, ctx: BuildContext) -> Product:
     pdl = bool(overlapped(ctx.device)["PDL"])
     row = tuning.dense_row(columns, width, pdl)
     several = tuning.dense_several(columns, width, pdl)
-    few = tuning.dense_few(columns, width, pdl)
+    few = fitting(DENSE, ctx.device)(tuning.dense_few(columns, width, pdl), FEW_ROWS)
     scratch = scratch_for([(FEW_ROWS, few)], columns, ctx)
 
     def product(x: "Tensor", weight: "Tensor", bias: "Tensor | None") -> "Tensor":
@@ -84,14 +87,17 @@ def own_or_library(columns: int, width: int, ctx: BuildContext) -> Product:
 def invariant(columns: int, width: int, ctx: BuildContext) -> Product:
     """x[T, K] @ weight[N, K].T + bias; the bits of a row do not depend on the others"""
     pdl = bool(overlapped(ctx.device)["PDL"])
-    few = tuning.invariant(1, columns, width, pdl)
+    fit = fitting(DENSE, ctx.device)
+    few = fit(tuning.invariant(tuning.FEW, columns, width, pdl), tuning.FEW)
+    many = tuning.invariant(tuning.FEW + 1, columns, width, pdl)
+    many = fit(many, many.most)
     scratch = scratch_for([(tuning.FEW, few)], columns, ctx)
 
     def product(x: "Tensor", weight: "Tensor", bias: "Tensor | None") -> "Tensor":
         x = x.contiguous()
         y = x.new_empty((x.shape[0], columns))
         if x.shape[0]:
-            cut = tuning.invariant(x.shape[0], columns, width, pdl)
+            cut = few if x.shape[0] <= tuning.FEW else many
             launch.dense_tiles(x, weight, bias, y, cut, scratch())
         return y
 
@@ -155,7 +161,7 @@ class InvariantLinear:
     name = "triton.linear_invariant"
 
     def supports(self, spec: LinearSpec, device: Device) -> Support | Reject:
-        wrong = _supports(spec, spec.in_features, spec.out_features) or _is_hopper(device)
+        wrong = _supports(spec, spec.in_features) or _is_hopper(device)
         return wrong or Support(priority=55, invariance="batch", notes="one order of sums")
 
     def build(self, spec: LinearSpec, ctx: BuildContext) -> Bound:
@@ -166,7 +172,7 @@ class InvariantLogits:
     name = "triton.linear_invariant"
 
     def supports(self, spec: LogitsSpec, device: Device) -> Support | Reject:
-        wrong = _supports(spec, spec.dim, spec.vocab) or _is_hopper(device)
+        wrong = _supports(spec, spec.dim) or _is_hopper(device)
         return wrong or Support(priority=55, invariance="batch", notes="one order of sums")
 
     def build(self, spec: LogitsSpec, ctx: BuildContext) -> Bound:

@@ -18,6 +18,7 @@ from inferplane_triton import launch, tuning
 from inferplane_triton.attention import overlapped
 from inferplane_triton.linear import finished, scratch_for
 from inferplane_triton.packed import Bytes, Nibbles, pack_bytes, pack_nibbles, problem
+from inferplane_triton.shared_memory import Operands, fitting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +28,10 @@ NIBBLES_FEW = 128
 PART_BYTES = 32 << 20
 """of dequantized weights at a time: less than the L2 of the GPUs that this is for (H100: 50 MB)"""
 KEY = "triton.dequantized"
+
+
+def size_of(dtype: str) -> int:
+    return 4 if dtype == "float32" else 2
 
 
 def has_fp8(arch: str) -> bool:
@@ -65,11 +70,14 @@ class BytesProduct:
         self._input = getattr(torch, spec.scheme.activation) if spec.scheme.activation else None
         self._pdl = bool(overlapped(ctx.device)["PDL"])
         self._row = tuning.bytes_row(columns, width, bool(self._input), self._pdl)
+        x = 1 if self._input else size_of(spec.dtype)
+        fit = fitting(Operands(w=1, x=x, converted=not self._input), ctx.device)
         self._few = [
-            (rows, tuning.bytes_few(rows, columns, width, self._blocked, self._pdl))
+            (rows, fit(tuning.bytes_few(rows, columns, width, self._blocked, self._pdl), rows))
             for rows in (32, tuning.FEW)
         ]
-        self._many = tuning.bytes_many(columns, self._pdl)
+        many = tuning.bytes_many(columns, self._pdl)
+        self._many = fit(many, many.most)
         self._scratch = scratch_for(self._few, columns, ctx)
         # row-wise scales of the library's product come with bfloat16 results only
         self._library = (
@@ -127,12 +135,13 @@ class NibblesProduct:
         self._device = ctx.device
         plane = min(spec.scheme.group or width, 128)
         pdl = bool(overlapped(ctx.device)["PDL"])
+        size = size_of(spec.dtype)
+        fit = fitting(Operands(w=0.5, x=size, converted=True, dots=4), ctx.device)
         self._few = [
-            (rows, tuning.nibbles_few(rows, columns, width, plane, pdl))
+            (rows, fit(tuning.nibbles_few(rows, columns, width, plane, pdl), rows))
             for rows in (16, tuning.FEW, NIBBLES_FEW)
         ]
         self._scratch = scratch_for(self._few, columns, ctx)
-        size = 4 if spec.dtype == "float32" else 2
         self._part = max(64, min(columns, PART_BYTES // (size * width) // 64 * 64))
         self._bytes = size * self._part * width
         self._device.workspace(KEY, self._bytes)

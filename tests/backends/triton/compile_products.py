@@ -20,7 +20,8 @@ FOUND = ("griddepcontrol.wait", "prefetch.global.L2", "wgmma", "fma.rn.bf16x2")
 NIBBLES = {"PLANE": 128, "ASYMMETRIC": True, "PTX": True}
 
 CASES = [
-    (tiles.dense, TILE | {"BLOCK": 128, "SERIAL": False}, {}),
+    (tiles.dense, TILE | {"BLOCK": 128, "SERIAL": False, "RAGGED": False}, {}),
+    (tiles.dense, TILE | {"BLOCK": 128, "SERIAL": True, "RAGGED": True}, {}),
     (tiles.w8, TILE | SCALED | {"BLOCK": 256}, FP8 | {"x_ptr": "*fp8e4nv"}),
     (tiles.w8, TILE | {"BLOCK": 128, "BLOCKED": True, "INPUT": False}, FP8),
     (nibbles.int4, TILE | NIBBLES, INT4),

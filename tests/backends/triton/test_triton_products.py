@@ -26,6 +26,7 @@ from inferplane.testing.op_run import OneOp
 from inferplane_triton import launch, linear, quantized, tuning
 from inferplane_triton.launch import Scratch, Tile
 from inferplane_triton.packed import pack_nibbles, problem
+from inferplane_triton.shared_memory import Operands, Room, fitted, shared_bytes
 
 if ON_GPU:
     pytest.skip("tests/gpu has the conformance kit on the GPU", allow_module_level=True)
@@ -129,6 +130,19 @@ def test_dense_products_by_tiles(rows: int) -> None:
         close(product(x, w, bias), want)  # counters are as they were
 
 
+@pytest.mark.parametrize("rows", [1, 70])
+@pytest.mark.parametrize("columns", [1, 193])
+def test_invariant_products_take_any_number_of_columns(columns: int, rows: int) -> None:
+    """The heads of vocabularies that a checkpoint added a token to"""
+    generator = torch.Generator().manual_seed(columns)
+    x = torch.randn(rows, K, generator=generator)
+    held = torch.full((columns + 1, K), float("nan"))  # what is after W is not to be used
+    w = held[:columns].copy_(torch.randn(columns, K, generator=generator))
+    bias = torch.randn(columns, generator=generator)
+    product = linear.invariant(columns, K, context())
+    close(product(x, w, bias), (x.double() @ w.double().T + bias.double()).float())
+
+
 def test_parts_are_added_in_the_order_of_k() -> None:
     """By programs of their own or one after the other: the same bits."""
     generator = torch.Generator().manual_seed(1)
@@ -217,6 +231,7 @@ def test_supports_names_the_reason() -> None:
     assert code(linear.Linear(), replace(dense, in_features=100)) == "shape"
     assert code(linear.Logits(), replace(logits, vocab=1003)) == "shape"
     assert code(linear.InvariantLinear(), dense) == ""
+    assert code(linear.InvariantLogits(), replace(logits, vocab=50257)) == ""
     assert code(linear.InvariantLogits(), logits, ampere) == "hardware"
     assert code(quantized.Linear(), fp8) == ""
     assert code(quantized.Linear(), dense) == "feature"
@@ -224,25 +239,65 @@ def test_supports_names_the_reason() -> None:
     assert code(quantized.Logits(), replace(logits, scheme=Scheme(weight="int4"))) == ""
 
 
-@pytest.mark.parametrize(
-    "target", ["cuda 90 32", pytest.param("hip gfx942 64", marks=pytest.mark.slow)]
-)
-def test_kernels_compile(target: str, tmp_path: Path) -> None:
-    program = Path(__file__).with_name("compile_products.py")
+def compiled(program: str, target: str, cache: Path) -> list[list[str]]:
+    """The words of each line that a program beside this file prints."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run(
-        [sys.executable, str(program), *target.split()],
+        [sys.executable, str(Path(__file__).with_name(program)), *target.split()],
         env=environment,
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
-    found = [line.split() for line in run.stdout.splitlines()]
-    assert len(found) == 10
+    return [line.split() for line in run.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "target", ["cuda 90 32", pytest.param("hip gfx942 64", marks=pytest.mark.slow)]
+)
+def test_kernels_compile(target: str, tmp_path: Path) -> None:
+    found = compiled("compile_products.py", target, tmp_path)
+    assert len(found) == 11
     if target.startswith("cuda"):
         for name, *parts in found:
             assert ("griddepcontrol.wait" in parts) == (name != "dequantize")
             assert ("wgmma" in parts) == (name in ("dense", "w8", "int4"))
             assert name != "dequantize" or "fma.rn.bf16x2" in parts
             assert ("prefetch.global.L2" in parts) == (name in ("dense", "w8", "int4"))
+
+
+HOPPER, ADA, AMPERE, CDNA3 = "cuda 90 32", "cuda 89 32", "cuda 80 32", "hip gfx942 64"
+ROOM = {HOPPER: 232448, ADA: 101376, AMPERE: 166912, CDNA3: 65536}
+"""bytes of shared memory that a program may have"""
+
+
+@pytest.mark.parametrize(
+    "target", [HOPPER, *(pytest.param(each, marks=pytest.mark.slow) for each in list(ROOM)[1:])]
+)
+def test_no_product_takes_more_shared_memory_than_there_is(target: str, tmp_path: Path) -> None:
+    found = compiled("compile_shared.py", f"{target} {ROOM[target]}", tmp_path)
+    assert [name for name, *_ in found] == ["dense", "w8", "int4"]
+    for _, kernels, *_ in found:
+        assert int(kernels) > 0
+
+
+def test_tiles_keep_as_many_stages_as_there_is_room_for() -> None:
+    int4 = Operands(w=0.5, x=2, converted=True, dots=4)
+    wanted = Tile(64, 4 * 64, warps=4, stages=6)
+    step = 64 * 4 * 64 // 2 + 64 * 4 * 64 * 2  # W and x
+    for room, stages in (
+        (Room(1 << 20, "sm_90"), 6),
+        (Room(237567, "sm_90"), 5),
+        (Room(5 * step, "sm_89"), 6),  # a buffer less: nothing is read there while the next arrives
+        (Room(5 * step - 1, "sm_89"), 5),
+        (Room(step - 1, "sm_89"), 1),
+    ):
+        fit = fitted(wanted, 64, int4, room)
+        assert replace(fit, stages=6) == wanted
+        assert fit.stages == stages
+        assert shared_bytes(fit, 64, int4, room) <= room.bytes
+    small = fitted(wanted, 64, int4, Room(3 << 12, "sm_89"))
+    assert (small.stages, small.most) == (1, 32)
+    with pytest.raises(AssertionError, match="does not fit"):
+        fitted(wanted, 64, int4, Room(1 << 10, "sm_89"))

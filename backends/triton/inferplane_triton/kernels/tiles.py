@@ -53,23 +53,33 @@ def place(N, ROWS: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _store(y_ptr, bias_ptr, acc, rows, m, M, N, BIAS: tl.constexpr):
+def _inside(rows, m, M, N, RAGGED: tl.constexpr):
+    """Which values of a tile are the product's; RAGGED: N is not a multiple of the tile's rows"""
+    if RAGGED:
+        return (m < M)[None, :] & (rows < N)[:, None]
+    else:
+        return (m < M)[None, :]
+
+
+@triton.jit
+def _store(y_ptr, bias_ptr, acc, rows, m, M, N, BIAS: tl.constexpr, RAGGED: tl.constexpr):
     if BIAS:
-        acc += tl.load(bias_ptr + rows).to(tl.float32)[:, None]
+        held = tl.minimum(rows, N - 1) if RAGGED else rows
+        acc += tl.load(bias_ptr + held).to(tl.float32)[:, None]
     at = y_ptr + m.to(tl.int64)[None, :] * N + rows[:, None]
-    tl.store(at, acc.to(y_ptr.dtype.element_ty), mask=(m < M)[None, :])
+    tl.store(at, acc.to(y_ptr.dtype.element_ty), mask=_inside(rows, m, M, N, RAGGED))
 
 
 @triton.jit
 def finish(
     acc, y_ptr, bias_ptr, part_ptr, count_ptr, rows, m, tile, M, N,
-    SPLIT: tl.constexpr, BIAS: tl.constexpr,
+    SPLIT: tl.constexpr, BIAS: tl.constexpr, RAGGED: tl.constexpr = False,
 ):  # fmt: skip
     """Store a finished tile, or add up the parts if this program is the last of its tile."""
     if SPLIT == 1:
-        _store(y_ptr, bias_ptr, acc, rows, m, M, N, BIAS)
+        _store(y_ptr, bias_ptr, acc, rows, m, M, N, BIAS, RAGGED)
     else:
-        mask = (m < M)[None, :]
+        mask = _inside(rows, m, M, N, RAGGED)
         step = M.to(tl.int64) * N
         at = part_ptr + m.to(tl.int64)[None, :] * N + rows[:, None]
         tl.store(at + tl.program_id(2) * step, acc, mask=mask, cache_modifier=".cg")
@@ -79,7 +89,7 @@ def finish(
             total = tl.load(at, mask=mask, other=0.0, cache_modifier=".cg")
             for part in tl.static_range(1, SPLIT):
                 total += tl.load(at + part * step, mask=mask, other=0.0, cache_modifier=".cg")
-            _store(y_ptr, bias_ptr, total, rows, m, M, N, BIAS)
+            _store(y_ptr, bias_ptr, total, rows, m, M, N, BIAS, RAGGED)
             tl.atomic_xchg(count_ptr + tile, 0, sem="relaxed", scope="gpu")
 
 
@@ -99,10 +109,10 @@ def _dense_sum(
 def dense(
     x_ptr, w_ptr, bias_ptr, y_ptr, part_ptr, count_ptr, M, N, K, stride_x, chunk,
     ROWS: tl.constexpr, M_PAD: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr,
-    SERIAL: tl.constexpr, WIDE: tl.constexpr, BIAS: tl.constexpr, AHEAD: tl.constexpr,
-    PDL: tl.constexpr,
+    SERIAL: tl.constexpr, WIDE: tl.constexpr, BIAS: tl.constexpr, RAGGED: tl.constexpr,
+    AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """x [M, K], W [N, K], K and chunk multiples of BLOCK, N of ROWS -> y [M, N]
+    """x [M, K], W [N, K], K and chunk multiples of BLOCK, N of ROWS unless RAGGED -> y [M, N]
 
     grid (N / ROWS, M / M_PAD, SPLIT, or 1 if SERIAL); chunk of K for each of SPLIT.
     """
@@ -110,24 +120,25 @@ def dense(
     rows = column * ROWS + tl.arange(0, ROWS)
     m = line * M_PAD + tl.arange(0, M_PAD)
     at = tl.arange(0, BLOCK)
-    w_at = w_ptr + rows.to(tl.int64)[:, None] * K + at[None, :]
+    held = tl.minimum(rows, N - 1) if RAGGED else rows
+    w_at = w_ptr + held.to(tl.int64)[:, None] * K + at[None, :]
     x_at = x_ptr + m.to(tl.int64)[None, :] * stride_x + at[:, None]
     valid = (m < M)[None, :]
     bits: tl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth
     size: tl.constexpr = bits // 8
-    begin(w_ptr, rows, K * size, tl.program_id(2) * chunk * size, AHEAD, PDL)
+    begin(w_ptr, held, K * size, tl.program_id(2) * chunk * size, AHEAD, PDL)
     if SERIAL:
         acc = _dense_sum(x_at, w_at, valid, 0, tl.minimum(chunk, K), ROWS, M_PAD, BLOCK)
         for start in range(chunk, K, chunk):
             end = tl.minimum(start + chunk, K)
             acc += _dense_sum(x_at, w_at, valid, start, end, ROWS, M_PAD, BLOCK)
-        _store(y_ptr, bias_ptr, acc, rows, m, M, N, BIAS)
+        _store(y_ptr, bias_ptr, acc, rows, m, M, N, BIAS, RAGGED)
     else:
         start = tl.program_id(2) * chunk
         end = tl.minimum(start + chunk, K)
         acc = _dense_sum(x_at, w_at, valid, start, end, ROWS, M_PAD, BLOCK)
         tile = line * tl.cdiv(N, ROWS) + column
-        finish(acc, y_ptr, bias_ptr, part_ptr, count_ptr, rows, m, tile, M, N, SPLIT, BIAS)
+        finish(acc, y_ptr, bias_ptr, part_ptr, count_ptr, rows, m, tile, M, N, SPLIT, BIAS, RAGGED)
 
 
 @triton.jit
