@@ -1,9 +1,16 @@
-"""The accelerator of this machine, or a skip that says why there is none."""
+"""The accelerator of this machine, or a skip that says why there is none.
+
+`--device NAME` takes a named device instead, such as `xeon`, to try the tests themselves where
+there is no accelerator: with smaller models, as `accelerated` says."""
 
 import pytest
 
 from inferplane.hw import Device
 from inferplane.plugins import BACKENDS, Plugins
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", help="a backend to test in place of the machine's accelerator")
 
 
 def _accelerator() -> tuple[str, str]:
@@ -21,7 +28,10 @@ def _accelerator() -> tuple[str, str]:
 
 
 @pytest.fixture(scope="session")
-def backend() -> str:
+def backend(request: pytest.FixtureRequest) -> str:
+    named: str | None = request.config.getoption("--device", default=None)
+    if named:
+        return named
     name, reason = _accelerator()
     if not name:
         pytest.skip(reason)
@@ -33,3 +43,10 @@ def device(backend: str) -> Device:
     from inferplane.plugins import open_device
 
     return open_device(Plugins(), backend)[0]
+
+
+@pytest.fixture(scope="session")
+def accelerated(backend: str) -> bool:
+    """Whether models may have the sizes of real ones."""
+    info = Plugins().load(BACKENDS, backend).info
+    return info is not None and info.is_accelerator

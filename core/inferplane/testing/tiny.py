@@ -48,7 +48,22 @@ WIDE: dict[str, Any] = LLAMA | {
 }
 """sizes that kernels for large models take"""
 
-CONFIGS = {"llama": LLAMA, "gemma3": GEMMA3, "wide": WIDE}
+QWEN3: dict[str, Any] = LLAMA | {
+    "model_type": "qwen3",
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "max_position_embeddings": 40960,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+}
+"""the shapes of Qwen3-0.6B, four layers of it"""
+
+CONFIGS = {"llama": LLAMA, "gemma3": GEMMA3, "wide": WIDE, "qwen3": QWEN3}
 
 
 class TinyTensors(Mapping[str, "Tensor"]):
@@ -102,6 +117,7 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     d, f, size = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     gemma = config["model_type"] == "gemma3_text"
+    head_norms = config["model_type"] in ("gemma3_text", "qwen3")
     made = {"model.embed_tokens.weight": (config["vocab_size"], d), "model.norm.weight": (d,)}
     norms = ["input_layernorm", "post_attention_layernorm"]
     norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"] if gemma else []
@@ -116,7 +132,7 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             "mlp.down_proj": (d, f),
         }
         layer |= dict.fromkeys(norms, (d,))
-        if gemma:
+        if head_norms:
             layer |= dict.fromkeys(["self_attn.q_norm", "self_attn.k_norm"], (size,))
         made |= {f"model.layers.{index}.{name}.weight": s for name, s in layer.items()}
     if not config["tie_word_embeddings"]:
