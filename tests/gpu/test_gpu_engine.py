@@ -51,36 +51,3 @@ def test_recorded_steps_have_the_bits_of_eager_ones(backend: str, model: str) ->
         engine = tiny_engine(model, Plugins(), backend, disable_graphs=off, dtype="bfloat16")
         both.append(serve(engine, requests())[0])
     assert both[0] == both[1]
-
-
-def test_demo_model_answers(backend: str) -> None:
-    from inferplane.checkpoint.source import open_model
-    from inferplane.config import Config
-    from inferplane.engine import open_engine
-    from inferplane.messages import Output, Submit
-    from inferplane.sampling_params import SamplingParams
-
-    source = open_model("smollm2")
-    tokenizer = source.tokenizer()
-    config = Config(model="smollm2", device=backend, kv_cache_tokens=8192, max_running=4)
-    engine = open_engine(config, source, Plugins())
-    messages = [{"role": "user", "content": "Write one sentence about the sea."}]
-    prompt = tokenizer.encode_chat(messages)
-    engine.handle(
-        Submit(
-            request_id="a",
-            prompt=prompt,
-            params=SamplingParams(temperature=0.0),
-            stop_ids=sorted(tokenizer.eos_ids),
-            max_tokens=60,
-            seed=0,
-        )
-    )
-    tokens: list[int] = []
-    while engine.has_work:
-        for message in engine.step():
-            assert isinstance(message, Output)
-            tokens += message.tokens
-    text = tokenizer.decode(tokens)
-    print(text)
-    assert "sea" in text.lower()

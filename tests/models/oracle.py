@@ -42,6 +42,7 @@ class Oracle:
 
     model: PreTrainedModel
     chunk: int = 48
+    floor: float = FLOOR
     known: dict[tuple[int, ...], tuple[torch.Tensor, float]] = field(default_factory=dict)
     widest: float = 0.0
     """largest difference that `check` has seen"""
@@ -49,21 +50,21 @@ class Oracle:
     @property
     def bounds(self) -> str:
         """Smallest and largest bound so far."""
-        found = [bound for _, bound in self.known.values()] or [FLOOR]
+        found = [bound for _, bound in self.known.values()] or [self.floor]
         return f"{min(found):.1e} to {max(found):.1e}"
 
     def logits(self, ids: list[int], attention: str = "eager", chunk: int = 0) -> torch.Tensor:
-        """f32[T, V]; `chunk`: so many tokens at a time through a KV cache."""
+        """f32[T, V] on the CPU; `chunk`: so many tokens at a time through a KV cache."""
         self.model.set_attn_implementation(attention)
         with torch.inference_mode():
+            given = torch.tensor([ids], device=self.model.device)
             if not chunk:
-                return self.model(torch.tensor([ids]), use_cache=False).logits[0]
+                return self.model(given, use_cache=False).logits[0].cpu()
             cache = DynamicCache(config=self.model.config)
             parts = [
-                self.model(torch.tensor([ids[i : i + chunk]]), past_key_values=cache).logits[0]
-                for i in range(0, len(ids), chunk)
+                self.model(part, past_key_values=cache).logits[0] for part in given.split(chunk, 1)
             ]
-        return torch.cat(parts)
+        return torch.cat(parts).cpu()
 
     def expect(self, ids: list[int]) -> tuple[torch.Tensor, float]:
         """The logits, and the bound for ours: the floor, or twice what transformers differs from
@@ -73,7 +74,7 @@ class Oracle:
             plain = self.logits(ids)
             own = float((self.logits(ids, "sdpa") - plain).abs().max())
             own = max(own, float((self.logits(ids, chunk=self.chunk) - plain).abs().max()))
-            self.known[key] = plain, max(FLOOR, 2 * own)
+            self.known[key] = plain, max(self.floor, 2 * own)
         return self.known[key]
 
     def check(self, served: Served, name: str, answer: Answer) -> None:

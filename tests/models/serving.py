@@ -113,10 +113,10 @@ class Served:
         return refused
 
     def logits(self, request_id: str) -> dict[int, torch.Tensor]:
-        """f32[V] of each position that was computed for a request of the last `run`."""
+        """f32[V] of each position that was computed for a request of the last `run`, on the CPU."""
         kept = self.hidden[request_id]
         with torch.inference_mode():
-            rows = self.engine.loaded.model.logits(torch.stack(list(kept.values())))
+            rows = self.engine.loaded.model.logits(torch.stack(list(kept.values()))).cpu()
         return dict(zip(kept, rows, strict=True))
 
     @property

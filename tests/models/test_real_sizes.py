@@ -2,41 +2,18 @@
 transformers, up to 2,000 tokens."""
 
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
-from inferplane.checkpoint.source import ModelSource, open_model
+from inferplane.checkpoint.source import ModelSource
+from tests.models.demo import GEMMA3_270M, english, reference, smollm2
 from tests.models.oracle import Oracle, make
 from tests.models.serving import ask, random_prompt, serve
 
 THREADS = 1
-TEXT = Path(__file__).parents[2] / "LICENSE"
 TOP = 5
-
-
-@cache
-def smollm2() -> tuple[ModelSource, dict[str, torch.Tensor]]:
-    source = open_model("smollm2")
-    tensors = source.tensors()
-    return source, {name: tensors[name].float() for name in tensors.names()}
-
-
-def reference(dtype: torch.dtype) -> LlamaForCausalLM:
-    """transformers with the very weights that we read, so that only the computation differs."""
-    source, weights = smollm2()
-    config = LlamaConfig(**source.config, attn_implementation="eager")
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config)
-    model.load_state_dict(weights, strict=False, assign=True)
-    model.tie_weights()
-    made = LlamaForCausalLM(config).to(dtype)
-    made.load_state_dict(model.state_dict())
-    return made.eval()
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +25,7 @@ def oracle() -> Iterator[Oracle]:
 
 @pytest.fixture(scope="module")
 def words() -> list[int]:
-    """More than 2,000 tokens of English."""
-    ids = open_model("smollm2").tokenizer().encode(TEXT.read_text(), add_special_tokens=False)
-    assert len(ids) > 2000
-    return ids
+    return english()
 
 
 def test_smollm2(oracle: Oracle, words: list[int]) -> None:
@@ -102,18 +76,7 @@ def test_smollm2_bfloat16(oracle: Oracle, words: list[int]) -> None:
 def gemma3(tmp_path_factory: Any) -> Iterator[tuple[Oracle, ModelSource]]:
     """The shape of the 270M model, but for a vocabulary of 4,096 instead of 262,144, which would
     only cost memory."""
-    config = Gemma3TextConfig(
-        vocab_size=4096,
-        hidden_size=640,
-        intermediate_size=2048,
-        num_hidden_layers=18,
-        num_attention_heads=4,
-        num_key_value_heads=1,
-        head_dim=256,
-        query_pre_attn_scalar=256,
-        sliding_window=512,
-        max_position_embeddings=32768,
-    )
+    config = GEMMA3_270M(vocab_size=4096)
     oracle, source = make(tmp_path_factory.mktemp("gemma3"), config, seed=4)
     oracle.chunk = 500
     yield oracle, source
