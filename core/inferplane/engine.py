@@ -237,11 +237,11 @@ class EngineCore:
     def _failed(self, plan: StepPlan, error: Exception) -> list[FromEngine]:
         """End what the step was computing; the engine lives on if the device does."""
         log.exception("step %d failed", plan.step, exc_info=error)
-        self._flights.clear()
         try:
             self.loaded.device.synchronize()
         except DeviceError as dead:
             raise EngineDeadError(str(dead)) from dead
+        self._flights.clear()
         return self._ended(self.scheduler.fail(plan, "the step that computed this request failed"))
 
     def close(self) -> None:

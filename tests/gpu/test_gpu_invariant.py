@@ -117,7 +117,7 @@ class Split:
         def run(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
             count = min(8, len(x))
             parts = zip(x.chunk(count, 1), weight.chunk(count, 1), strict=True)
-            return sum(a.float() @ b.float().T for a, b in parts).to(x.dtype)  # type: ignore
+            return torch.stack([a.float() @ b.float().T for a, b in parts]).sum(0).to(x.dtype)
 
         return Bound(run=run, prepack=lambda weight, bias: weight)
 

@@ -85,6 +85,8 @@ class ProcessClient:
         self._closing = False
         self._tasks: list[asyncio.Task[None]] = []
         self._progress: Callable[[str], None] = log.info
+        self.died = asyncio.Event()
+        """set once the engine is dead, whoever ended it"""
 
     @property
     def info(self) -> ModelInfo:
@@ -292,6 +294,7 @@ class ProcessClient:
 
     def _fail(self, why: str) -> None:
         """Every open sequence and every later call fails with EngineDeadError."""
+        self.died.set()
         if self._dead is None:
             self._dead = f"The engine is dead: {why}. Restart the server."
             if self._info is not None and not self._closing:

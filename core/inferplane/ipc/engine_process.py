@@ -19,7 +19,7 @@ import zmq
 from inferplane import env
 from inferplane.checkpoint.source import open_model
 from inferplane.config import Config
-from inferplane.errors import InferplaneError, RequestError
+from inferplane.errors import EngineDeadError, InferplaneError, RequestError
 from inferplane.hw.host import keep_off
 from inferplane.ipc.channel import (
     EngineInbox,
@@ -74,22 +74,29 @@ def run(inbox: Receive, outbox: Send, build: Build) -> None:
     logging.getLogger("inferplane").setLevel(config.log_level.upper())
     core = build(config, lambda text: outbox.send([Progress(text)]))
     try:
-        gc.collect()
-        gc.freeze()  # what start-up made lives as long as the process: never scan it again
-        keep_off(core.info.compute_cpus[1:])
-        outbox.send([Ready(core.info)])
-        while True:
-            replies: list[FromEngine] = []
-            for message in inbox.receive(block=not core.has_work):
-                if isinstance(message, Start):
-                    log.warning("ignored a second start message")
-                else:
-                    replies += _handle(core, message)
-            replies += core.step()
-            if replies:
-                outbox.send(replies)
-    finally:
+        _serve(core, inbox, outbox)
+    except EngineDeadError:
+        raise  # with the device went all that closing would give back
+    except BaseException:
         core.close()
+        raise
+
+
+def _serve(core: Core, inbox: Receive, outbox: Send) -> None:
+    gc.collect()
+    gc.freeze()  # what start-up made lives as long as the process: never scan it again
+    keep_off(core.info.compute_cpus[1:])
+    outbox.send([Ready(core.info)])
+    while True:
+        replies: list[FromEngine] = []
+        for message in inbox.receive(block=not core.has_work):
+            if isinstance(message, Start):
+                log.warning("ignored a second start message")
+            else:
+                replies += _handle(core, message)
+        replies += core.step()
+        if replies:
+            outbox.send(replies)
 
 
 def _handle(core: Core, message: ToEngine) -> list[FromEngine]:
@@ -141,6 +148,13 @@ def main(build: Build) -> None:
     linger = 0
     try:
         run(inbox, outbox, build)
+    except EngineDeadError as error:
+        log.error("%s", error)
+        outbox.send([Fatal(str(error))])
+        inbox.close()
+        outbox.close(FATAL_LINGER_MS)
+        context.term()  # waits until it is sent
+        os._exit(1)  # giving memory back to a failed device may abort the process, or never return
     except InferplaneError as error:
         log.error("%s", error)
         outbox.send([Fatal(str(error))])

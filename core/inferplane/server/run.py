@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 BACKLOG = 2048
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 FAST_EXIT_CODE = 130
+DEAD_ENGINE_EXIT_CODE = 70
+"""EX_SOFTWARE of sysexits.h: supervisors start a program again that ends with it"""
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,8 @@ def serve(
     config: Config, *, say: Callable[[str], None] = announce, module: str = ENGINE_MODULE
 ) -> int:
     """Serve until SIGTERM or SIGINT, which let the requests in flight finish; a second one does
-    not. Returns the exit code. `module` replaces the engine process in tests.
+    not. When the engine dies, requests get errors and the server ends. Returns the exit code.
+    `module` replaces the engine process in tests.
     """
     logging.basicConfig(
         level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -111,6 +114,12 @@ class Running:
                 gc.collect()
                 gc.freeze()  # what start-up made stays: never scan it again
                 self._announce()
+            died = asyncio.create_task(self._client.died.wait())
+            await asyncio.wait((died, serving), return_when=asyncio.FIRST_COMPLETED)
+            died.cancel()
+            if self._client.died.is_set():
+                log.error("the engine is dead: this process ends, to be started again")
+                return DEAD_ENGINE_EXIT_CODE
             await serving
         finally:
             self._http.should_exit = True
