@@ -42,6 +42,7 @@ from inferplane.testing.tiny import CONFIGS, TinySource, TinyTensors
 from inferplane.text.pieces import BYTE_OF_CHAR
 from inferplane.text.tokenizer import Tokenizer
 
+PROCESS_BEGUN = time.monotonic()
 LONGEST = 2048
 REPORT_SECONDS = 30.0
 SMALLEST_VOCAB = 512
@@ -187,7 +188,9 @@ class Soak:
             return True
         if self._options.requests:
             return self.count["asked"] >= int(self._options.requests)
-        return time.monotonic() - self._begun > 60 * float(self._options.minutes)
+        now, options = time.monotonic(), self._options
+        late = options.within and now - PROCESS_BEGUN > options.within
+        return bool(late) or now - self._begun > 60 * options.minutes
 
     async def alone(self) -> None:
         """Fill in the answers of the pool."""
@@ -354,6 +357,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", choices=CONFIGS, default="qwen3", help="with random weights")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--within", type=float, help="seconds that all may take, loading included")
     parser.add_argument("--requests", type=int, default=0, help="stop after so many instead")
     parser.add_argument("--concurrency", type=int, default=256)
     parser.add_argument("--pool", type=int, default=300, help="different requests")
