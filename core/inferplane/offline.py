@@ -5,6 +5,7 @@ Text is handled by the same code as the server's (generation.py).
 
 import asyncio
 import difflib
+import logging
 import threading
 import types
 import weakref
@@ -36,6 +37,8 @@ Message = dict[str, Any]
 Deltas = abc.Generator[Delta, None, None]
 AsyncDeltas = AsyncGenerator[Delta, None]
 Value = TypeVar("Value")
+
+log = logging.getLogger(__name__)
 
 MOST_OPEN = 512
 """sequences given to the scheduler at a time, well below its queue's bound"""
@@ -79,9 +82,11 @@ class Engine:
         *,
         plugins: Plugins | None = None,
         progress: Callable[[int, int], None] | None = None,
+        report: Callable[[str], None] = log.info,
         **config: Any,
     ) -> None:
-        """`progress` gets (bytes, all bytes) while weights are read. Raises InferplaneError."""
+        """`progress` gets (bytes, all bytes) while weights are read, `report` a line a second about
+        the rest of the start. Raises InferplaneError."""
         self.config = make_config(model, config)
         grammars = Choices(self.config.grammar_backend, self.config.json_whitespace)
         source = open_model(model, self.config.revision)
@@ -89,7 +94,7 @@ class Engine:
         self._defaults = sampling_defaults(source.generation_config)
         self._background = Background("inferplane-engine")
         try:
-            client = self._background.run(_open(self.config, source, plugins, progress))
+            client = self._background.run(_open(self.config, source, plugins, progress, report))
         except BaseException:
             self._background.close()
             raise
@@ -305,8 +310,10 @@ def list_of(prompts: Prompts) -> list[str | Sequence[int]]:
     return listed
 
 
-async def _open(config: Config, source: Any, plugins: Plugins | None, progress: Any) -> LocalClient:
-    core = open_engine(config, source, plugins, progress, tokenizer=source.tokenizer)
+async def _open(
+    config: Config, source: Any, plugins: Plugins | None, progress: Any, report: Any
+) -> LocalClient:
+    core = open_engine(config, source, plugins, progress, report, source.tokenizer)
     return LocalClient(core)
 
 

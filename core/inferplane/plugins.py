@@ -18,6 +18,7 @@ from inferplane import env
 from inferplane.errors import DeviceError, InferplaneError, PluginError
 from inferplane.hw import hookspecs
 from inferplane.hw.device import BackendInfo, Device, DeviceInfo, Unavailable
+from inferplane.hw.graphs import Compiler
 from inferplane.hw.ops import TABLE
 from inferplane.hw.version import CONTRACT, negotiate
 
@@ -168,11 +169,8 @@ class Plugins:
 
     def op_impls(self, device: Device) -> list[tuple[str, Any]]:
         """(op, implementation) of the device's backend and of every op pack."""
-        packs = self.load_all(OPS)
-        backend = [x for (g, n), x in self._loaded.items() if g == BACKENDS and x.info]
-        own = [x for x in backend if x.info and x.info.name == device.info.backend]
         result: list[tuple[str, Any]] = []
-        for loaded in own + [p for p in packs if not p.failure]:
+        for loaded in self._serving(device):
             try:
                 for offered in self.call("op_impls", loaded, device=device):
                     result.extend(self._known(loaded, offered))
@@ -183,6 +181,17 @@ class Plugins:
                 loaded.failure = text
                 log.warning("%s: its ops are not used", text)
         return result
+
+    def compilers(self, device: Device) -> list[Compiler]:
+        """Of the device's backend and of every op pack."""
+        return [c for x in self._serving(device) for c in self.call("compiler", x, device=device)]
+
+    def _serving(self, device: Device) -> list[Loaded]:
+        """The device's backend and every op pack that has not failed."""
+        packs = self.load_all(OPS)
+        backend = [x for (g, n), x in self._loaded.items() if g == BACKENDS and x.info]
+        own = [x for x in backend if x.info and x.info.name == device.info.backend]
+        return own + [p for p in packs if not p.failure]
 
     def _known(self, loaded: Loaded, offered: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
         """Without implementations of ops that only a newer contract has."""

@@ -30,25 +30,27 @@ class CudaGraphs:
         import torch
 
         self._device = torch.device(torch_device)
-        self._pool: Any = None
+        self._first: torch.cuda.CUDAGraph | None = None
+        """holds the pool, also where the caller throws every graph away"""
 
     def capture(self, fn: Callable[[], Any], state: Any = None) -> Graph:
         import torch
 
-        graph = torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph(keep_graph=True)  # made executable by its first replay
+        pool = self._first.pool() if self._first else None
         with torch.cuda.device(self._device):
             torch.cuda.synchronize()
             # relaxed: libraries may load kernels while the stream is recorded
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="relaxed"):
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="relaxed"):
                 result = fn()
-        if self._pool is None:
-            self._pool = graph.pool()
+        if self._first is None:
+            self._first = graph
         return CudaGraph(graph, result)
 
     def arena_bytes(self) -> int:
         import torch
 
-        if self._pool is None:
+        if self._first is None:
             return 0
-        segments = torch.cuda.memory_snapshot()
-        return sum(s["total_size"] for s in segments if s["segment_pool_id"] == self._pool)
+        pool, segments = self._first.pool(), torch.cuda.memory_snapshot()
+        return sum(s["total_size"] for s in segments if s["segment_pool_id"] == pool)

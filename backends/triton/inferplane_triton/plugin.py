@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from importlib.util import find_spec
 
-from inferplane.hw import Device, OpImpl, impl
+from inferplane.hw import Compiler, Device, OpImpl, impl
 
 
 @impl
@@ -33,6 +33,15 @@ def op_impls(device: Device) -> Iterable[tuple[str, OpImpl]]:
         ("sampling.draw", Draw()),
         ("sampling.logprobs", Logprobs()),
     ]
+
+
+@impl
+def compiler(device: Device) -> Compiler | None:
+    if find_spec("triton") is None or not has_compiler(device):
+        return None
+    from inferplane_triton import compilation
+
+    return compilation.Compiler(device) if compilation.can_collect() else None
 
 
 def has_compiler(device: Device) -> bool:

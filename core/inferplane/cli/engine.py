@@ -17,6 +17,6 @@ def open_from(arguments: argparse.Namespace) -> Engine:
     line = Line()
     line.show(f"loading {config.model}")
     try:
-        return Engine(values.pop("model"), progress=LoadingBar(line), **values)
+        return Engine(values.pop("model"), progress=LoadingBar(line), report=line.show, **values)
     finally:
         line.clear()

@@ -1,7 +1,8 @@
 """Recording a step once and replaying it: device graphs, compiled programs and op tapes are the
-same thing to core."""
+same thing to core. And compiling beforehand what recording would compile."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -35,3 +36,17 @@ class GraphBackend(Protocol):
 
     def arena_bytes(self) -> int:
         """Memory that recorded graphs hold."""
+
+
+class Compiler(Protocol):
+    """Optional, of a backend or op pack whose kernels are compiled when they are first called: one
+    after the other then, while a start waits."""
+
+    def collect(self) -> AbstractContextManager[None]:
+        """Inside, a call of this thread whose kernel is not compiled yet starts to compile it,
+        beside others, and does nothing else. What it would have computed is missing, so core only
+        records inside and throws the recordings away. If the block raises, all is given up."""
+
+    def finish(self, report: Callable[[int, int], None]) -> None:
+        """Wait for what was collected; `report` gets (compiled, of how many), often. A kernel that
+        cannot be compiled raises when it is called the next time."""

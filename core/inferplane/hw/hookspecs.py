@@ -14,7 +14,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from inferplane.hw.device import BackendInfo, Device, DeviceInfo, Hints, Unavailable
-    from inferplane.hw.graphs import GraphBackend
+    from inferplane.hw.graphs import Compiler, GraphBackend
     from inferplane.hw.host import HostThreads
     from inferplane.hw.kv import KVLayout
     from inferplane.hw.op import OpImpl
@@ -60,6 +60,12 @@ def graphs(device: "Device") -> "GraphBackend | None":
     """How to record and replay steps. Default: every step runs eagerly."""
 
 
+@spec
+def compiler(device: "Device") -> "Compiler | None":
+    """How to compile kernels before they are needed, many at a time. Called on op packs for devices
+    that they do not own, too. Default: each is compiled when it is first called."""
+
+
 @spec(firstresult=True)
 def hints(device: "Device") -> "Hints | None":
     """Preferred sizes and types; core decides. Default: core's own."""
@@ -78,4 +84,5 @@ def diagnostics(device: "Device") -> "Mapping[str, str]":
 
 
 MANDATORY = ("backend_info", "probe", "create_device")
-ALL = (*MANDATORY, "op_impls", "kv_layouts", "graphs", "hints", "host_threads", "diagnostics")
+OPTIONAL = ("kv_layouts", "graphs", "compiler", "hints", "host_threads", "diagnostics")
+ALL = (*MANDATORY, "op_impls", *OPTIONAL)

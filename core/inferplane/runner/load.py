@@ -114,7 +114,7 @@ def load(
         prepared.graphs = None
         config = config.decide("the reference attention computes all padding", disable_graphs=True)
     runner = make_runner(prepared, config, model, depth)
-    runner.record(config.max_running, report)
+    runner.record(config.max_running, report, prepared.plugins.compilers(device))
     device.freeze()
     return Loaded(
         config=config,

@@ -81,6 +81,15 @@ class Recordings:
         known = self._recorded.get(step.bucket) or self._record(step, plan_ops, compute)
         return known.logits
 
+    def rehearse(self, step: Step, plan_ops: Planning, compute: Compute) -> "Tensor":
+        """Record the forward pass and throw the recording away. Returns its logits: memory whose
+        contents nobody may read."""
+        batch = self._inputs.derive(step)
+        plan_ops(batch)
+        made: list[Tensor] = []
+        self._graphs.capture(lambda: made.append(compute(batch)[1]), self._state)
+        return made[0]
+
     def run(
         self, step: Step, plan_ops: Planning, compute: Compute
     ) -> "tuple[ForwardBatch, Tensor, Tensor]":

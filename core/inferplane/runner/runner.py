@@ -5,17 +5,17 @@ Everything is launched in order and nothing here waits for the device except `Pe
 
 import gc
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from inferplane.hw.batch import ForwardBatch, PromptLogprobs, StepPlan, StepResult
 from inferplane.hw.device import Device, Event
-from inferplane.hw.graphs import GraphBackend
+from inferplane.hw.graphs import Compiler, GraphBackend
 from inferplane.layers import Model
 from inferplane.runner.build import Build
-from inferplane.runner.inputs import Inputs, Step
+from inferplane.runner.inputs import Bucket, Inputs, Step
 from inferplane.runner.recorded import Recordings
 from inferplane.runner.sampler import Sampler, Scores
 from inferplane.runner.tables import Tables
@@ -97,6 +97,21 @@ def paused_collection() -> Iterator[None]:
             gc.enable()
 
 
+class Paced:
+    """Passes on at most a line a second, and none in the first."""
+
+    def __init__(self, report: Callable[[str], None], clock: Callable[[], float]) -> None:
+        self.now = report
+        self._clock = clock
+        self._last = clock()
+
+    def __call__(self, text: str) -> None:
+        now = self._clock()
+        if now - self._last >= 1.0:
+            self._last = now
+            self.now(text)
+
+
 class Runner:
     """One model on one device with its tables."""
 
@@ -127,23 +142,51 @@ class Runner:
             if max_programs is None:
                 sampler.graphs = graphs
 
-    def record(self, max_seqs: int, report: Callable[[str], None]) -> None:
-        """Record the steps that are known in advance, so that no request waits for it later."""
+    def record(
+        self,
+        max_seqs: int,
+        report: Callable[[str], None],
+        compilers: Sequence[Compiler] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Record the steps that are known in advance, so that no request waits for it later, and
+        before that compile what they need, all at a time. `report` gets a line a second."""
         import torch
 
         if self._recordings is None:
             return
         buckets = self._inputs.known_buckets(max_seqs)
-        begin = time.monotonic()
+        begin = clock()
+        report = Paced(report, clock)
         with torch.inference_mode(), paused_collection():
+            if compilers and buckets:
+                self._compile(self._recordings, buckets, compilers, report)
             for index, bucket in enumerate(buckets):
                 if self._recordings.covers(bucket):
                     self._record(self._recordings, self._inputs.blank(bucket))
-                if index % 8 == 0:
-                    report(f"recording steps: {index} of {len(buckets)}")
+                report(f"recording steps: {index + 1} of {len(buckets)}")
         self.device.synchronize()
         if buckets:
-            report(f"recorded {len(buckets)} steps in {time.monotonic() - begin:.1f} s")
+            report.now(f"recorded {len(buckets)} steps in {clock() - begin:.1f} s")
+
+    def _compile(
+        self,
+        recordings: Recordings,
+        buckets: list[Bucket],
+        compilers: Sequence[Compiler],
+        report: "Paced",
+    ) -> None:
+        """A rehearsal of all recordings, which shows what they need compiled."""
+        assert self.graphs is not None
+        with ExitStack() as collecting:
+            for compiler in compilers:
+                collecting.enter_context(compiler.collect())
+            for bucket in buckets:
+                step = self._inputs.blank(bucket)
+                logits = recordings.rehearse(step, self._plan_ops, self._compute)
+                self._sampler.rehearse(step, logits, self.graphs)
+        for compiler in compilers:
+            compiler.finish(lambda done, of: report(f"compiling kernels: {done} of {of}"))
 
     def _record(self, recordings: Recordings, step: Step) -> None:
         """Devices that work asynchronously also replay it: the first time takes longer there."""

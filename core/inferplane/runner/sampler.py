@@ -161,6 +161,18 @@ class Sampler:
         for choice in COMMON:
             self._record(step, choice, logits)
 
+    def rehearse(self, step: Step, logits: "Tensor", graphs: GraphBackend) -> None:
+        """Record the common choices and throw the recording away."""
+        row = _rows_of(step)
+
+        def draw() -> None:
+            for choice in COMMON:
+                self._compute(choice, row, logits, None)
+
+        graphs.capture(
+            draw, None if self._tables.inplace else SamplingState.of(self._tables, COMMON[0])
+        )
+
     def _record(self, step: Step, choice: Choice, logits: "Tensor") -> Recorded | None:
         key = (step.bucket, choice)
         if self.graphs is not None and key not in self._recorded:

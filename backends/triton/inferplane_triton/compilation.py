@@ -1,0 +1,98 @@
+"""Kernels compiled beside each other, ahead of the first step.
+
+Triton compiles a kernel when it is first launched, one after the other: half a second each, with a
+launcher in C that is compiled, too. Here launches of kernels that are not compiled only name them,
+and threads compile: Triton's passes and the programs that it calls run without Python's lock.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from inferplane.hw import Device
+
+MOST_THREADS = 32
+
+log = logging.getLogger(__name__)
+
+
+def can_collect() -> bool:
+    """Triton tells of a kernel before it compiles it (from 3.4 on), and can compile by that."""
+    from triton.runtime.jit import JITFunction
+
+    try:
+        from triton import knobs
+    except ImportError:
+        return False
+    return hasattr(knobs.runtime, "jit_cache_hook") and hasattr(JITFunction, "preload")
+
+
+class Compiler:
+    """Implements hw.Compiler for every kernel of Triton in this process."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device.info.torch_device
+        self._pool: ThreadPoolExecutor | None = None
+        self._kernels: dict[tuple[str, str], Future[Any]] = {}
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        from triton import knobs
+
+        caller, before = threading.get_ident(), knobs.runtime.jit_cache_hook
+        count = min(MOST_THREADS, len(os.sched_getaffinity(0)))
+        self._pool = ThreadPoolExecutor(count, "compile", initializer=self._enter)
+
+        def note(*, key: str, fn: Any, compile: dict[str, Any], **others: Any) -> bool:
+            """True: Triton leaves it at that and does not launch."""
+            if threading.get_ident() != caller:
+                return False
+            kernel = fn.jit_function
+            name = (f"{fn.module}.{fn.name}", key)
+            if name not in self._kernels:
+                assert self._pool is not None
+                data = compile["specialization_data"]
+                self._kernels[name] = self._pool.submit(kernel.preload, data)
+            return True
+
+        knobs.runtime.jit_cache_hook = note
+        try:
+            yield
+        except BaseException:
+            self._end()
+            raise
+        finally:
+            knobs.runtime.jit_cache_hook = before
+
+    def finish(self, report: Callable[[int, int], None]) -> None:
+        assert self._pool is not None
+        try:
+            ready = [self._pool.submit(_load, kernel) for kernel in self._kernels.values()]
+            for done, future in enumerate(ready, 1):
+                future.result()
+                report(done, len(ready))
+        finally:
+            self._end()
+
+    def _enter(self) -> None:
+        """Devices are chosen by thread."""
+        import torch
+
+        torch.get_device_module(self._device).set_device(self._device)
+
+    def _end(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool, self._kernels = None, {}
+
+
+def _load(compiled: "Future[Any]") -> None:
+    """Give the device what was compiled. That is not done while the caller records."""
+    try:
+        _ = compiled.result().run  # the launcher, which is made when it is first asked for
+    except Exception as error:  # whatever a compiler can fail with
+        log.debug("a kernel was not compiled ahead, its first launch says why: %s", error)
