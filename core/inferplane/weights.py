@@ -6,6 +6,7 @@ Nothing is kept here, so a weight exists once: memory-mapped file, then its pack
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from inferplane.checkpoint.staging import Staging
 from inferplane.errors import ModelError
 from inferplane.hw.quantization import (
     QuantizedWeight,
@@ -80,6 +81,14 @@ class StoredSource(TensorSource, Protocol):
         """Give back the memory of what has been read; all can still be asked for."""
 
 
+@runtime_checkable
+class StagedSource(TensorSource, Protocol):
+    """A checkpoint whose tensors can be read straight to a device."""
+
+    def stage(self, staging: Staging) -> None:
+        """All tensors that are asked for from now on come through it, and lie on its device."""
+
+
 def stored_scheme(source: TensorSource, name: str) -> Scheme | None:
     return source.scheme(name) if isinstance(source, QuantizedSource) else None
 
@@ -94,8 +103,13 @@ class CheckpointWeights:
         torch_device: str,
         progress: Progress | None = None,
         rename: Callable[[str], str] = lambda name: name,
+        staging: Staging | None = None,
     ) -> None:
+        """`staging`: the way to a device with memory of its own."""
         self._source = source
+        self._staging = staging
+        if staging is not None and isinstance(source, StagedSource):
+            source.stage(staging)
         self._dtype = dtype
         self._device = torch_device
         self._progress = progress
@@ -122,7 +136,7 @@ class CheckpointWeights:
         stored = self._find(name)
         tensor = self._source[stored]
         self._check(stored, tensor.shape, shape)
-        return tensor.to(device=self._device, dtype=getattr(torch, self._dtype))
+        return self._bring(tensor).to(dtype=getattr(torch, self._dtype))
 
     def take_quantized(self, name: str, shape: Sequence[int], scheme: Scheme) -> QuantizedWeight:
         stored = self._find(name)
@@ -131,10 +145,13 @@ class CheckpointWeights:
             assert isinstance(self._source, QuantizedSource)
             kept = self._source.quantized(stored)
             self._check(stored, (kept.out_features, kept.in_features), shape)
-            return widen(kept, scheme).to(self._device)
+            return widen(kept.moved(self._bring), scheme)
         tensor = self._source[stored]
         self._check(stored, tensor.shape, shape)
-        return quantize(tensor.to(self._device), scheme)
+        return quantize(self._bring(tensor), scheme)
+
+    def _bring(self, tensor: "Tensor") -> "Tensor":
+        return tensor.to(self._device) if self._staging is None else self._staging.send(tensor)
 
     def _find(self, name: str) -> str:
         stored = self._rename(name)

@@ -60,7 +60,7 @@ def _check_groups(index: "Tensor", group: int) -> None:
     """With desc_act, groups are of inputs in the order of their importance."""
     import torch
 
-    if not torch.equal(index.long(), torch.arange(len(index)) // group):
+    if not torch.equal(index.long(), torch.arange(len(index), device=index.device) // group):
         raise ValueError(
             "its inputs are grouped out of order (desc_act), which is not read: take a checkpoint "
             "made without desc_act, or with group_size -1"

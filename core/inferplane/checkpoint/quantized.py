@@ -14,6 +14,7 @@ from inferplane.checkpoint.compressed_tensors import CompressedTensors
 from inferplane.checkpoint.fp8 import Fp8
 from inferplane.checkpoint.gptq import Gptq
 from inferplane.checkpoint.safetensors import SafetensorsTensors
+from inferplane.checkpoint.staging import Staging
 from inferplane.errors import ModelError
 from inferplane.hw.quantization import QuantizedWeight, Scheme, dequantize
 
@@ -84,7 +85,7 @@ def configured_scheme(config: Mapping[str, Any]) -> Callable[[str], Scheme | Non
 
 class QuantizedTensors:
     """The tensors of such a checkpoint with one name, `MODULE.weight`, for all parts of a
-    quantized weight. Implements weights.QuantizedSource and weights.StoredSource."""
+    quantized weight. Implements weights.QuantizedSource, StoredSource and StagedSource."""
 
     def __init__(self, inner: SafetensorsTensors, found: Format) -> None:
         self._inner = inner
@@ -135,6 +136,9 @@ class QuantizedTensors:
 
     def release(self) -> None:
         self._inner.release()
+
+    def stage(self, staging: Staging) -> None:
+        self._inner.stage(staging)
 
     def scheme(self, name: str) -> Scheme | None:
         return self._schemes.get(name)

@@ -1,7 +1,8 @@
 """The tensors of a safetensors checkpoint, in one file or in shards with an index.
 
 The files are memory-mapped and tensors are views of them: nothing is copied and nothing is read
-before it is used. Names in the index are checked, so that none leads out of the folder.
+before it is used. Or tensors are brought to a device by a Staging. Names in the index are checked,
+so that none leads out of the folder.
 """
 
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inferplane.checkpoint.identity import FileState, identity
+from inferplane.checkpoint.staging import Staging
 from inferplane.errors import ModelError
 
 if TYPE_CHECKING:
@@ -24,15 +26,22 @@ ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4}
 ITEM_BYTES |= {"F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 """types with more than one byte an item; all others (bool, int8, float8 ...) have one"""
 
+TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
+TYPES |= {"I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
+TYPES |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+"""names in a header -> torch's, of types that a Staging brings; others are read by the package"""
+
 
 class SafetensorsTensors:
     """Mapping from names to tensors; a file is opened when its first tensor is asked for.
-    Implements weights.StoredSource."""
+    Implements weights.StoredSource and weights.StagedSource."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._open: dict[Path, Any] = {}
         self._states: dict[Path, FileState] = {}
+        self._headers: dict[Path, tuple[int, dict[str, Any]]] = {}
+        self._staging: Staging | None = None
         if (folder / INDEX).is_file():
             self._files = _read_index(folder)
         else:
@@ -54,11 +63,19 @@ class SafetensorsTensors:
 
     def __getitem__(self, name: str) -> "torch.Tensor":
         path, file = self._file_of(name)
+        if self._staging is not None:
+            start, header = self._header(path)
+            found = header[name]
+            if found["dtype"] in TYPES:
+                return self._staging.read(path, start + found["data_offsets"][0], *_form(found))
         try:
             tensor: torch.Tensor = file.get_tensor(name)
         except Exception as error:  # the package raises its own type, OSError and ValueError
             raise ModelError(f"{path}: tensor {name!r} cannot be read: {error}") from error
         return tensor
+
+    def stage(self, staging: Staging) -> None:
+        self._staging = staging
 
     def nbytes(self, name: str) -> int:
         """Size of the tensor, from the header alone."""
@@ -108,6 +125,21 @@ class SafetensorsTensors:
                     f"{path} is not a whole safetensors file ({error}): fetch it again"
                 ) from error
         return self._open[path]
+
+    def _header(self, path: Path) -> tuple[int, dict[str, Any]]:
+        """(where the data starts, what is said of each tensor) of a file that the package has
+        opened, which is when it checks all of it."""
+        if path not in self._headers:
+            with open(path, "rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                self._headers[path] = 8 + size, json.loads(file.read(size))
+        return self._headers[path]
+
+
+def _form(found: dict[str, Any]) -> "tuple[torch.dtype, list[int]]":
+    import torch
+
+    return getattr(torch, TYPES[found["dtype"]]), found["shape"]
 
 
 def _read_index(folder: Path) -> dict[str, Path]:

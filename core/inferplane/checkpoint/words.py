@@ -18,9 +18,9 @@ def unpack_words(words: "Tensor", bits: int, dim: int, order: Sequence[int] = ()
         raise ValueError(
             f"packed values are {words.dtype} {list(words.shape)}, not an int32 matrix"
         )
-    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=words.device)
     if order:
-        shifts = shifts[torch.tensor(order).argsort()]
+        shifts = shifts[torch.tensor(order, device=words.device).argsort()]
     values = (words.unsqueeze(2) >> shifts) & (2**bits - 1)  # [a, b, n]
     values = values.to(torch.uint8)
     flat: Tensor = values.flatten(1) if dim == 1 else values.transpose(1, 2).flatten(0, 1)

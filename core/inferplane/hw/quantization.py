@@ -5,7 +5,7 @@ QuantizedWeight as they like in `prepack`; its own layout is the plainest one th
 formats can be turned into without rounding. Importing this module imports no torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import gcd
 from typing import TYPE_CHECKING, Literal
@@ -101,8 +101,12 @@ class QuantizedWeight:
 
     def to(self, device: str) -> "QuantizedWeight":
         """The same weight on a torch device."""
-        moved = (t if t is None else t.to(device) for t in (self.offset, self.input_scale))
-        return QuantizedWeight(self.scheme, self.values.to(device), self.scale.to(device), *moved)
+        return self.moved(lambda tensor: tensor.to(device))
+
+    def moved(self, move: "Callable[[Tensor], Tensor]") -> "QuantizedWeight":
+        """The same weight of tensors that `move` returns for its own."""
+        rest = (t if t is None else move(t) for t in (self.offset, self.input_scale))
+        return QuantizedWeight(self.scheme, move(self.values), move(self.scale), *rest)
 
 
 def dequantize(weight: QuantizedWeight, dtype: str) -> "Tensor":

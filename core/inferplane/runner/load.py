@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 
 from inferplane.checkpoint.quantized import configured_scheme
+from inferplane.checkpoint.staging import Staging
 from inferplane.config import Config
-from inferplane.hw.device import Device
+from inferplane.hw.device import Device, DeviceInfo
 from inferplane.hw.host import HostThreads
 from inferplane.hw.kv import KVGroup, LayerKV
 from inferplane.hw.op import Reference
@@ -56,7 +58,7 @@ def construct(prepared: Prepared, source: Source, progress: Progress | None) -> 
     import torch
 
     config, build, info = prepared.config, prepared.build, prepared.device.info
-    tensors = None
+    tensors, staging = None, None
     if config.load_format == "dummy":
         stored_as = configured_scheme(source.config)
         build.weights = DummyWeights(config.dtype, info.torch_device, {}, stored_as)
@@ -64,14 +66,17 @@ def construct(prepared: Prepared, source: Source, progress: Progress | None) -> 
         tensors = source.tensors()
         stored = tensors.names()
         build.packed = open_packed(config, source.config, info, tensors)
+        if has_own_memory(info):
+            staging = Staging(prepared.device, sum(map(tensors.nbytes, stored)))
         build.weights = CheckpointWeights(
             tensors,
             config.dtype,
             info.torch_device,
             progress,
             rename=lambda name: prepared.architecture.stored_name(name, stored),
+            staging=staging,
         )
-    with torch.inference_mode():
+    with closing(staging) if staging else nullcontext(), torch.inference_mode():
         model = prepared.architecture.construct(prepared.model, build)
     unused = build.weights.unused()
     if unused:
@@ -81,6 +86,11 @@ def construct(prepared: Prepared, source: Source, progress: Progress | None) -> 
     if isinstance(tensors, StoredSource):
         tensors.release()
     return model
+
+
+def has_own_memory(info: DeviceInfo) -> bool:
+    """Weights are copied to the device; elsewhere they are used where the file is mapped."""
+    return info.traits.memory == "discrete" and info.torch_device.partition(":")[0] != "cpu"
 
 
 def load(
