@@ -47,6 +47,8 @@ class TorchDevice:
             have = host_memory()
             return have.free, have.total
         if hasattr(self._module, "mem_get_info"):
+            if hasattr(self._module, "empty_cache"):  # what torch keeps for later is free, too
+                self._module.empty_cache()
             free, total = self._module.mem_get_info(self._device)
             return int(free), int(total)
         total = self.info.memory_bytes

@@ -18,7 +18,7 @@ class Budget:
     free: int
     total: int
     step: int
-    """activations and logits of the largest step"""
+    """activations and logits of the largest step, and of the largest recorded one"""
     kv: int
     pages: tuple[int, ...]
     """by KV group, the null page included"""
@@ -26,13 +26,22 @@ class Budget:
     """that the full-attention group, or the only one, can hold"""
 
 
-def step_bytes(model: dict[str, Any], config: Config) -> int:
-    """What one step needs besides weights and KV: a few rows of every width per token, and float32
-    logits with two copies for sampling."""
+def step_bytes(model: dict[str, Any], config: Config, tokens: int) -> int:
+    """What a step of so many tokens needs besides weights and KV: a few rows of every width per
+    token, and float32 logits with two copies for sampling."""
     width = 4 if config.dtype == "float32" else 2
     per_token = (8 * int(model["hidden_size"]) + 3 * int(model["intermediate_size"])) * width
-    rows = min(config.max_running, config.max_batch_tokens)
-    return config.max_batch_tokens * per_token + 3 * rows * int(model["vocab_size"]) * 4
+    rows = min(config.max_running, tokens)
+    return tokens * per_token + 3 * rows * int(model["vocab_size"]) * 4
+
+
+def recorded_tokens(config: Config, device: Device, hints: Hints) -> int:
+    """Of the largest step that is recorded at start: recordings share memory that nothing else
+    uses, and it must hold that step."""
+    if config.disable_graphs or device.info.shape_policy != "bucketed":
+        return 0
+    decode = [size for size in hints.token_buckets if size <= config.max_running]
+    return max([*decode, *(tokens for tokens, _ in hints.mixed_buckets)], default=0)
 
 
 def page_counts(config: Config, groups: list[KVGroup], columns: int) -> list[int]:
@@ -87,7 +96,9 @@ def plan_memory(
 ) -> tuple[Config, Budget]:
     """Sizes of all KV groups. `reserved`: bytes of weights that are not in memory yet. ConfigError
     with the numbers if nothing useful fits."""
-    have = Have(*device.memory(), reserved, step_bytes(model, config))
+    tokens = (config.max_batch_tokens, recorded_tokens(config, device, hints))
+    needed = sum(step_bytes(model, config, count) for count in tokens)
+    have = Have(*device.memory(), reserved, needed)
     size = groups[0].spec.page_size
     page_bytes = [len(g.layers) * handles[g.layers[0]].layout.page_bytes(g.spec) for g in groups]
 

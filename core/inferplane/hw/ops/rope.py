@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakValueDictionary
 
 from inferplane.hw.op import Bound, BuildContext, Determinism, Op, Reference, Tolerance, rounding
 
@@ -57,14 +58,23 @@ def inverse_frequencies(spec: RopeSpec) -> "tuple[Tensor, float]":
     return plain / factor * ramp + plain * (1 - ramp), attention
 
 
+_tables: "WeakValueDictionary[tuple[RopeSpec, str], Tensor]" = WeakValueDictionary()
+"""those in use"""
+
+
 def cos_sin_table(spec: RopeSpec, torch_device: str) -> "Tensor":
-    """f32[max_position, rotary_dim]: cosines, then sines."""
+    """f32[max_position, rotary_dim]: cosines, then sines. All layers share one, so it may not be
+    written to."""
     import torch
 
+    known = _tables.get((spec, torch_device))
+    if known is not None:
+        return known
     frequencies, factor = inverse_frequencies(spec)
     angle = torch.outer(torch.arange(spec.max_position).float(), frequencies)
-    table = torch.cat([angle.cos(), angle.sin()], dim=-1) * factor
-    return table.to(torch_device)
+    table = (torch.cat([angle.cos(), angle.sin()], dim=-1) * factor).to(torch_device)
+    _tables[spec, torch_device] = table
+    return table
 
 
 def rope(spec: RopeSpec, ctx: BuildContext) -> Bound:
