@@ -68,6 +68,17 @@ def test_cuda_hidden_by_the_variable(
     assert "CUDA_VISIBLE_DEVICES" in found.fix
 
 
+def test_cuda_too_old(cuda: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named with what it is; a newer GPU beside it keeps its number."""
+    monkeypatch.setenv("STAND_IN_OLD", "3")
+    found = unavailable(cuda.find(tmp_path))
+    assert (found.code, found.reason) == ("unsupported", "Stand-in 0 is sm_60, older than sm_80")
+    assert "compute capability 8.0 or newer" in found.fix
+    monkeypatch.setenv("STAND_IN_OLD", "1")
+    (newer,) = cuda.find(tmp_path)
+    assert (newer.ordinal, newer.torch_device, newer.arch) == (1, "cuda:1", "sm_91")
+
+
 def test_cuda_driver_not_loaded(
     cuda: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 NVIDIA = 0x10DE
 DISPLAY = 0x03  # PCI base class of display controllers
+OLDEST = 80
+"""compute capability: Triton, whose kernels do most of the work, supports none before 8.0, and
+bfloat16 begins there"""
 BUCKETS = (1, 2, 4, *range(8, 65, 8), *range(80, 513, 16))
 """padded batch sizes of decode steps; each is one recorded graph"""
 MIXED_BUCKETS = (
@@ -72,8 +75,15 @@ def find(root: "Path" = ROOT) -> list[DeviceInfo] | Unavailable:
             "the driver shows no GPU to this process",
             "check CUDA_VISIBLE_DEVICES and the container's GPU assignment",
         )
-    wrong = _wrong_torch()
-    return wrong or [_device(ordinal, gpu) for ordinal, gpu in enumerate(found)]
+    devices = [_device(i, gpu) for i, gpu in enumerate(found) if not _too_old(gpu)]
+    if not devices:
+        return Unavailable(
+            "unsupported",
+            f"{found[0].name} is {found[0].arch}, older than sm_{OLDEST}",
+            f"use a GPU of compute capability {OLDEST / 10} or newer (NVIDIA Ampere, 2020), "
+            "or another --device",
+        )
+    return _wrong_torch() or devices
 
 
 @impl
@@ -130,6 +140,12 @@ def _wrong_torch() -> Unavailable | None:
         f"torch {installed} is built without CUDA" if installed else "torch is not installed",
         "install a CUDA build of torch: the PyTorch website's install selector, platform CUDA",
     )
+
+
+def _too_old(gpu: Gpu) -> bool:
+    """A GPU that does not tell what it is may be new."""
+    number = gpu.arch.removeprefix("sm_")
+    return number.isdecimal() and int(number) < OLDEST
 
 
 def _device(ordinal: int, gpu: Gpu) -> DeviceInfo:

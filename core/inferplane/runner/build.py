@@ -20,7 +20,7 @@ from inferplane.layers import LayerCache, Model
 from inferplane.plugins import Plugins, model_rows
 from inferplane.resolver import Resolver, parse_overrides
 from inferplane.runner.packed import PackedWeights
-from inferplane.runner.schemes import SchemeChooser
+from inferplane.runner.schemes import SchemeChooser, refuse_hardware
 from inferplane.weights import Weights
 
 if TYPE_CHECKING:
@@ -273,6 +273,9 @@ def negotiate_pages(
         pages = replace(group.spec, layout=layout.id, opaque=not layout.strided, page_size=size)
         group = replace(group, spec=pages)
         chosen.append(group)
+        if pages.dtype != config.dtype:
+            asked = f"--kv-cache-dtype {config.kv_cache_dtype}"
+            refuse_hardware(asked, resolver, "attention.paged", replace(spec, kv=pages))
         for layer in group.layers:
             handles[layer] = LayerKV(layout, group.spec)
     if config.page_size is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from inferplane.config import Config
+from inferplane.errors import ConfigError
 from inferplane.hw.op import Reject, describe
 from inferplane.hw.quantization import Scheme, common, weight_only
 from inferplane.resolver import Resolver
@@ -30,6 +31,20 @@ def scheme_named(quantization: str, in_features: int) -> Scheme:
         return Scheme(weight="int8", activation="int8")
     group = next((g for g in INT4_GROUPS if in_features % g == 0), 0)
     return Scheme(weight="int4", group=group, asymmetric=True)
+
+
+def refuse_hardware(asked: str, resolver: Resolver, op: str, spec: Any) -> None:
+    """ConfigError for a type that the hardware lacks, if no kernel serves it for that reason and
+    the user did not ask for the reference."""
+    verdicts = [verdict for _, verdict in resolver.kernels(op, spec)]
+    lacks = [v.reason for v in verdicts if isinstance(v, Reject) and v.code == "hardware"]
+    native = any(not isinstance(verdict, Reject) for verdict in verdicts)
+    if lacks and not native and not {op, "*"} & set(resolver.overrides):
+        why = "; ".join(dict.fromkeys(lacks))
+        raise ConfigError(
+            f"{asked} needs what {resolver.device.info.name} has no hardware for ({why}): "
+            f"leave it out, choose another, or compute it slowly with --op {op}=reference"
+        )
 
 
 @dataclass(slots=True)
@@ -61,7 +76,16 @@ class SchemeChooser:
             if shared is not None and shared.weight == wanted.weight:
                 wanted = shared  # as stored is better than rounded once more
             named = self._with_inputs(wanted)
-            return next((s for s in named if self._lack(op, spec, s, sizes) is None), named[0])
+            for scheme in named:
+                if self._lack(op, spec, scheme, sizes) is None:
+                    return scheme
+            refuse_hardware(
+                f"--quantization {asked}",
+                self.resolver,
+                op,
+                replace(spec, scheme=named[0].merged(sizes)),
+            )
+            return named[0]
         if not present:
             return None
         if shared is None:
