@@ -14,11 +14,10 @@
 #define __global__
 #define __launch_bounds__(n)
 inline int min(int a, int b) { return a < b ? a : b; }
-#define ONE 1u  // a pair of ones, see value()
 #define MEMORY (1 << 18)
 
 struct uint4 { unsigned x, y, z, w; };
-struct Place { int x; };
+struct Place { int x, y; };
 
 namespace lanes {
 struct Barrier { int size, count = 0, round = 0; };
@@ -26,10 +25,10 @@ struct Lane {
     ucontext_t context;
     std::vector<char> stack = std::vector<char>(1 << 17);
     bool done = false;
-    float a[16], b[8], most;  // operands of what the warp does together
+    float a[8], b[4];  // operands of what the warp does together
 };
 inline std::vector<std::unique_ptr<Lane>> all;
-inline std::vector<Barrier> warps;
+inline std::vector<Barrier> warps, sets;
 inline Barrier block;
 inline ucontext_t home;
 inline Place thread, number;
@@ -54,12 +53,14 @@ inline void enter() {
     me().done = true;
     swapcontext(&me().context, &home);
 }
-inline void run(int blocks, int threads, std::function<void()> what) {
+inline void run(int across, int down, int threads, std::function<void()> what) {
     body = what;
-    for (number.x = 0; number.x < blocks; ++number.x) {
+    for (int block_of = 0; block_of < across * down; ++block_of) {
+        number = Place{block_of % across, block_of / across};
         memset(memory, 0xff, MEMORY);  // NaN in every type
         all.clear();
         warps.assign(threads / 32, Barrier{32});
+        sets.assign(threads / 32, Barrier{0});
         block = Barrier{threads};
         for (int i = 0; i < threads; ++i) {
             all.push_back(std::make_unique<Lane>());
@@ -100,12 +101,12 @@ inline void copy_async(unsigned to, const void* from) { memcpy(lanes::memory + t
 inline uint4 load_shared(unsigned at) { return stream(lanes::memory + at); }
 inline float load_float(unsigned at) { float f; memcpy(&f, lanes::memory + at, 4); return f; }
 inline void store_float(unsigned at, float f) { memcpy(lanes::memory + at, &f, 4); }
-inline void store_pair(unsigned at, unsigned a, unsigned b) {
-    memcpy(lanes::memory + at, &a, 4);
-    memcpy(lanes::memory + at + 4, &b, 4);
-}
 inline void commit() {}
-template <int LEFT> void wait_all_but() { lanes::warp(); }
+template <int LEFT> void wait_all_but() {}
+template <int WARPS_OF_SET> void meet(int set) {
+    lanes::sets[set].size = 32 * WARPS_OF_SET;
+    lanes::meet(lanes::sets[set]);
+}
 
 inline float half(unsigned bits) {
     unsigned short s = (unsigned short)bits;
@@ -114,7 +115,7 @@ inline float half(unsigned bits) {
     return (float)f;
 }
 inline void halves(unsigned pair, float& a, float& b) { a = half(pair), b = half(pair >> 16); }
-#ifdef HALF
+#if HALF
 inline float first(unsigned pair) { return half(pair); }
 inline float second(unsigned pair) { return half(pair >> 16); }
 inline unsigned short rounded(float f) {
@@ -132,63 +133,30 @@ inline unsigned short rounded(float f) {
 }
 #endif
 
-// Weights stay integers until the product: q in bits 0-3 and 16-19, bit 31 set.
-inline unsigned weights(unsigned word, int r) { return word >> 4 * r & 0x000f000f | 0x80000000u; }
-inline void value(unsigned pair, float& a, float& b) {
-    if (pair == ONE) a = b = 1;
-    else a = (float)(int)(pair & 15) - 8, b = (float)(int)(pair >> 16 & 15) - 8;
+inline unsigned pair(float low, float high) { return rounded(low) | (unsigned)rounded(high) << 16; }
+inline unsigned multiply_add(unsigned a, unsigned b, unsigned c) {
+    return pair(fmaf(first(a), first(b), first(c)), fmaf(second(a), second(b), second(c)));
+}
+#define ONE (HALF ? 0x3c003c00u : 0x3f803f80u)
+inline unsigned weights(unsigned word, int r) {
+    float zero = RAW ? -128.0f : 8.0f;
+    word >>= 4 * r;
+    return pair((float)(word & 15) - zero, (float)(word >> 16 & 15) - zero);
 }
 
 // Row i and column j of c have their operands in lanes 4 i + q and 4 j + q
-template <int EACH> void meet_and_add(float (&c)[4]) {
+inline void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    lanes::Lane& l = lanes::me();
+    for (int r = 0; r < 4; ++r) l.a[2 * r] = first(a[r]), l.a[2 * r + 1] = second(a[r]);
+    l.b[0] = first(b0), l.b[1] = second(b0), l.b[2] = first(b1), l.b[3] = second(b1);
     lanes::warp();
     for (int e = 0; e < 4; ++e) {
         int lane = lanes::now % 32, row = lane / 4, column = 2 * (lane % 4) + e % 2;
         for (int q = 0; q < 4; ++q)
             for (int h = 0; h < 2; ++h)
-                for (int k = 0; k < EACH; ++k)
-                    c[e] += lanes::lane(4 * row + q).a[(2 * h + e / 2) * EACH + k] *
-                            lanes::lane(4 * column + q).b[h * EACH + k];
+                for (int k = 0; k < 2; ++k)
+                    c[e] += lanes::lane(4 * row + q).a[4 * h + e / 2 * 2 + k] *
+                            lanes::lane(4 * column + q).b[2 * h + k];
     }
     lanes::warp();
-}
-
-inline void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    lanes::Lane& l = lanes::me();
-    for (int r = 0; r < 4; ++r) value(a[r], l.a[2 * r], l.a[2 * r + 1]);
-    l.b[0] = first(b0), l.b[1] = second(b0), l.b[2] = first(b1), l.b[3] = second(b1);
-    meet_and_add<2>(c);
-}
-
-inline float of_e4m3(unsigned v) {
-    float sign = v & 128 ? -1.0f : 1.0f;
-    int exponent = v >> 3 & 15, fraction = v & 7;
-    if (exponent == 15 && fraction == 7) return NAN;
-    return sign * (exponent ? ldexpf((float)(8 + fraction), exponent - 10)
-                            : ldexpf((float)fraction, -9));
-}
-inline unsigned to_e4m3(float f) {  // the nearest, ties to the even one; cut off at 448
-    unsigned best = 0, sign = signbit(f) ? 128 : 0;
-    f = fminf(fabsf(f), 448.0f);
-    for (unsigned v = 0; v < 127; ++v) {
-        float far = fabsf(of_e4m3(v) - f), least = fabsf(of_e4m3(best) - f);
-        if (far < least || (far == least && v % 2 == 0)) best = v;
-    }
-    return best | sign;
-}
-inline unsigned e4m3(float a, float b, float c, float d) {
-    return to_e4m3(a) | to_e4m3(b) << 8 | to_e4m3(c) << 16 | to_e4m3(d) << 24;
-}
-inline void multiply_fp8(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    lanes::Lane& l = lanes::me();
-    for (int i = 0; i < 16; ++i) l.a[i] = of_e4m3(a[i / 4] >> 8 * (i % 4) & 255);
-    for (int i = 0; i < 8; ++i) l.b[i] = of_e4m3((i < 4 ? b0 : b1) >> 8 * (i % 4) & 255);
-    meet_and_add<4>(c);
-}
-inline float most_of_warp(float f) {
-    lanes::me().most = f;
-    lanes::warp();
-    for (int i = 0; i < 32; ++i) f = fmaxf(f, lanes::lane(i).most);
-    lanes::warp();
-    return f;
 }

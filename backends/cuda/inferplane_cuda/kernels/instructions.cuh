@@ -2,7 +2,7 @@
 // runs the kernels on a CPU, lane by lane, in tests.
 #pragma once
 
-#ifdef HALF  // x and y are fp16
+#if HALF  // x and y are fp16
 #define PAIRS "f16"
 #define MAGIC 0x64006400u  // 1024, 1024: the last four bits of each mantissa are free
 #define ONE 0x3c003c00u
@@ -57,9 +57,6 @@ __device__ inline float load_float(unsigned at) {
     asm volatile("ld.shared.f32 %0, [%1];" : "=f"(f) : "r"(at) : "memory");
     return f;
 }
-__device__ inline void store_pair(unsigned at, unsigned a, unsigned b) {
-    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(at), "r"(a), "r"(b) : "memory");
-}
 __device__ inline void store_float(unsigned at, float f) {
     asm volatile("st.shared.f32 [%0], %1;" ::"r"(at), "f"(f) : "memory");
 }
@@ -67,14 +64,19 @@ __device__ inline void commit() { asm volatile("cp.async.commit_group;" ::: "mem
 template <int LEFT>
 __device__ inline void wait_all_but() {
     asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
-    __syncwarp();
+}
+// The warps that share x, of which there are several such sets
+template <int WARPS_OF_SET>
+__device__ inline void meet(int set) {
+    if constexpr (WARPS_OF_SET == 1) __syncwarp();
+    else asm volatile("bar.sync %0, %1;" ::"r"(1 + set), "n"(32 * WARPS_OF_SET) : "memory");
 }
 
 // Nibble r of each half of a word -> q - 8, exactly: `| MAGIC` makes it the end of a mantissa.
 __device__ inline unsigned weights(unsigned word, int r) {
     unsigned pair, shifted = word >> (4 * r);
     asm("lop3.b32 %0, %1, 0x000f000f, %2, 0xea;" : "=r"(pair) : "r"(shifted), "n"(MAGIC));
-#ifndef RAW
+#if !RAW
     asm("fma.rn." PAIRS "x2 %0, %0, %1, %2;" : "+r"(pair) : "r"(ONE), "r"(MINUS));
 #endif
     return pair;
@@ -88,17 +90,8 @@ __device__ inline void multiply(float (&c)[4], const unsigned (&a)[4], unsigned 
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// c[16, 8] += a[16, 32] b[32, 8] of e4m3
-__device__ inline void multiply_fp8(
-    float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    asm("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0, %1, %2, %3},"
-        " {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 __device__ inline float first(unsigned pair) {
-#ifdef HALF
+#if HALF
     float f;
     asm("{.reg .b16 a, b; mov.b32 {a, b}, %1; cvt.f32.f16 %0, a;}" : "=f"(f) : "r"(pair));
     return f;
@@ -107,7 +100,7 @@ __device__ inline float first(unsigned pair) {
 #endif
 }
 __device__ inline float second(unsigned pair) {
-#ifdef HALF
+#if HALF
     float f;
     asm("{.reg .b16 a, b; mov.b32 {a, b}, %1; cvt.f32.f16 %0, b;}" : "=f"(f) : "r"(pair));
     return f;
@@ -121,23 +114,18 @@ __device__ inline unsigned short rounded(float f) {
     return s;
 }
 
+__device__ inline unsigned pair(float low, float high) {
+    unsigned v;
+    asm("cvt.rn." PAIRS "x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
+    return v;
+}
+__device__ inline unsigned multiply_add(unsigned a, unsigned b, unsigned c) {
+    asm("fma.rn." PAIRS "x2 %0, %0, %1, %2;" : "+r"(a) : "r"(b), "r"(c));
+    return a;
+}
+
 // Scales are fp16, whatever the type of x.
 __device__ inline void halves(unsigned pair, float& a, float& b) {
     asm("{.reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}"
         : "=f"(a), "=f"(b) : "r"(pair));
-}
-
-// Four values to e4m3, the first in the lowest byte
-__device__ inline unsigned e4m3(float a, float b, float c, float d) {
-    unsigned v;
-    asm("{.reg .b16 l, h; cvt.rn.satfinite.e4m3x2.f32 l, %2, %1;"
-        " cvt.rn.satfinite.e4m3x2.f32 h, %4, %3; mov.b32 %0, {l, h};}"
-        : "=r"(v) : "f"(a), "f"(b), "f"(c), "f"(d));
-    return v;
-}
-
-__device__ inline float most_of_warp(float f) {
-#pragma unroll
-    for (int far = 16; far; far /= 2) f = fmaxf(f, __shfl_xor_sync(0xffffffffu, f, far));
-    return f;
 }
