@@ -85,7 +85,7 @@ def test_scales_and_values_of_small_matrices() -> None:
     assert made.scale.tolist() == [[1.0], [1.0]]
     assert made.values.tolist() == [[-127, 0, 2, 2], [0, 0, 0, 0]]  # ties to even
     made = quantize(torch.tensor([[7.0, -7.0, 1.0, 0.0]]), Scheme(weight="int4", group=2))
-    assert made.scale.tolist() == [[1.0, pytest.approx(1 / 7)]]
+    assert made.scale.tolist() == [[1.0, float(torch.tensor(1 / 7).half())]]
     assert made.values.tolist() == [[15 | 1 << 4, 15 | 8 << 4]]
     made = quantize(torch.tensor([[2.0, 17.0]]), Scheme(weight="int4", asymmetric=True))
     assert (made.values.tolist(), made.scale.tolist()) == ([[0 | 15 << 4]], [[1.0]])
@@ -95,6 +95,18 @@ def test_scales_and_values_of_small_matrices() -> None:
     assert made.values.float().tolist() == [[-448.0, 1.0]]
     constant = quantize(torch.full((2, 4), 3.0), Scheme(weight="int8", asymmetric=True))
     assert dequantize(constant, "float32").eq(3.0).all()
+
+
+@pytest.mark.parametrize("asymmetric", [False, True])
+def test_int4_scales_are_float16_where_that_has_the_bits(asymmetric: bool) -> None:
+    scheme = Scheme(weight="int4", group=32, asymmetric=asymmetric)
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(1)) + 0.3
+    for size, is_float16 in ((1.0, True), (1e-7, False), (1e6, False)):
+        made = quantize(weight * size, scheme)
+        held = [made.scale] if made.offset is None else [made.scale, made.offset]
+        assert all(torch.equal(t, t.half().float()) for t in held) == is_float16
+        far = dequantize(made, "float32") - weight * size
+        assert far.norm() < 0.15 * size * weight.norm()
 
 
 def test_inputs_are_rounded_as_the_contract_says() -> None:

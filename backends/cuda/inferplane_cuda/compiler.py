@@ -1,6 +1,7 @@
 """CUDA C++ to machine code by NVRTC, the compiler that torch's CUDA packages bring as a library.
 
-What was compiled once is kept in a folder and found again by its sources, options, GPU and compiler.
+What was compiled once is kept in a folder and found again by its sources, options, GPU and
+compiler.
 """
 
 import ctypes

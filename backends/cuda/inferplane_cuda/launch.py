@@ -1,5 +1,5 @@
-"""Launches of our own CUDA kernels through the driver's library, with programmatic dependent launch:
-a kernel starts while the one before it ends."""
+"""Launches of our own CUDA kernels through the driver's library, where they ask for it with
+programmatic dependent launch: a kernel starts while the one before it ends."""
 
 import ctypes
 from collections.abc import Sequence
@@ -47,7 +47,9 @@ def _check(status: int, what: str) -> None:
     if status:
         text = ctypes.c_char_p()
         _driver().cuGetErrorString(status, ctypes.byref(text))
-        raise DeviceError(f"{what}: {(text.value or b'CUDA error ' + str(status).encode()).decode()}")
+        raise DeviceError(
+            f"{what}: {(text.value or b'CUDA error ' + str(status).encode()).decode()}"
+        )
 
 
 class Module:
@@ -62,12 +64,16 @@ class Module:
             loaded = _driver().cuModuleLoadData(ctypes.byref(self._handle), cubin)
         _check(loaded, "cuModuleLoadData")
 
-    def kernel(self, name: str, threads: int, shared: int = 0, overlapped: bool = False) -> "Kernel":
+    def kernel(
+        self, name: str, threads: int, shared: int = 0, overlapped: bool = False
+    ) -> "Kernel":
         """`shared` bytes of shared memory; `overlapped`: it waits itself for what it reads."""
         handle = ctypes.c_void_p()
         found = _driver().cuModuleGetFunction(ctypes.byref(handle), self._handle, name.encode())
         _check(found, f"cuModuleGetFunction {name}")
-        _check(_driver().cuFuncSetAttribute(handle, SHARED, shared), f"{name}: {shared} bytes shared")
+        _check(
+            _driver().cuFuncSetAttribute(handle, SHARED, shared), f"{name}: {shared} bytes shared"
+        )
         return Kernel(handle, self._index, name, threads, shared, overlapped)
 
 

@@ -1,7 +1,8 @@
 """NVIDIA GPUs: the device. Kernels come from op packs; what they lack runs by reference."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from inferplane.hw import (
     BackendInfo,
@@ -15,10 +16,8 @@ from inferplane.hw import (
     impl,
 )
 from inferplane.hw.probing import ROOT, installed_version, pci_devices, torch_build
+from inferplane_cuda.compiler import Compiler
 from inferplane_cuda.driver import DriverError, Gpu, gpus
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NVIDIA = 0x10DE
 DISPLAY = 0x03  # PCI base class of display controllers
@@ -47,7 +46,7 @@ def probe() -> list[DeviceInfo] | Unavailable:
     return find()
 
 
-def find(root: "Path" = ROOT) -> list[DeviceInfo] | Unavailable:
+def find(root: Path = ROOT) -> list[DeviceInfo] | Unavailable:
     cards = [d for d in pci_devices(NVIDIA, root) if d.kind >> 8 == DISPLAY]
     nodes = list((root / "dev").glob("nvidia[0-9]*"))
     try:
@@ -86,29 +85,41 @@ def find(root: "Path" = ROOT) -> list[DeviceInfo] | Unavailable:
     return _wrong_torch() or devices
 
 
+class CudaDevice(TorchDevice):
+    """With the compiler of our own kernels."""
+
+    def __init__(self, info: DeviceInfo, compiler: Compiler) -> None:
+        super().__init__(info)
+        self.compiler = compiler
+
+
 @impl
 def create_device(info: DeviceInfo, options: Mapping[str, Any]) -> Device:
     if options.get("determinism") == "batch":
         from inferplane_cuda import invariant
 
         invariant.prepare()
-    return TorchDevice(info)
+    cache = options.get("cache")
+    return CudaDevice(info, Compiler(Path(cache) / "cuda" if cache else None))
 
 
 @impl
 def op_impls(device: Device) -> Iterable[tuple[str, OpImpl]]:
-    if device.info.backend != "cuda":
+    if not isinstance(device, CudaDevice):
         return ()
-    from inferplane_cuda import invariant, scaled
+    from inferplane_cuda import int4, invariant, scaled
     from inferplane_cuda.linear import Linear, Logits
 
+    kernels = int4.Kernels(device.compiler)
     return [
         ("linear", Linear()),
         ("linear", invariant.Linear()),
         ("linear", scaled.Linear()),
+        ("linear", int4.Linear(device.compiler, kernels)),
         ("logits", Logits()),
         ("logits", invariant.Logits()),
         ("logits", scaled.Logits()),
+        ("logits", int4.Logits(device.compiler, kernels)),
     ]
 
 

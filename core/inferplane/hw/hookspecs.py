@@ -41,7 +41,8 @@ def create_device(info: "DeviceInfo", options: Mapping[str, Any]) -> "Device":
 
     `options`: "determinism", what the engine will ask of all ops ("run" or "batch"), for libraries
     that must know before they are first used; "threads", the user's --threads or None, for the hook
-    `host_threads`. Unknown options are ignored."""
+    `host_threads`; "cache", the path of a folder in which a backend may keep what it compiles,
+    under its own name (absent: it keeps nothing). Unknown options are ignored."""
 
 
 @spec

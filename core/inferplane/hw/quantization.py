@@ -152,7 +152,8 @@ def quantize(tensor: "Tensor", scheme: Scheme) -> QuantizedWeight:
     """Weights [N, K] of any float type to the nearest values of a scheme, ties to even.
 
     Symmetric scales are amax / 127, / 448 and / 7; asymmetric ones spread minimum to maximum over
-    all values. Raises ValueError for what has no such form: odd K in int4, a static scheme.
+    all values. Those of int4 are rounded to float16, as checkpoints have them: kernels read them as
+    often as weights. Raises ValueError for what has no such form: odd K in int4, a static scheme.
     """
     import torch
     from torch.nn.functional import pad
@@ -176,12 +177,14 @@ def quantize(tensor: "Tensor", scheme: Scheme) -> QuantizedWeight:
         low = blocks.nan_to_num(nan=float("inf")).amin(2)
         high = blocks.nan_to_num(nan=float("-inf")).amax(2)
         scale = _nonzero((high - low) / steps)
-        offset = low - lowest * scale
+        scale = _stored(scale, scale, scheme.weight)
+        offset = _stored(low - lowest * scale, scale, scheme.weight)
         wide = wide - spread(offset, scheme.group, wide, scheme.rows)
         values = wide / spread(scale, scheme.group, wide, scheme.rows)
         values = values.round().clamp(lowest, lowest + steps)
     else:
         scale = _nonzero(blocks.nan_to_num(nan=0.0).abs().amax(2) / LARGEST[scheme.weight])
+        scale = _stored(scale, scale, scheme.weight)
         values = wide / spread(scale, scheme.group, wide, scheme.rows)
         values = _rounded(values, scheme.weight)
     if scheme.weight == "int4":
@@ -194,6 +197,14 @@ def quantize(tensor: "Tensor", scheme: Scheme) -> QuantizedWeight:
 def _nonzero(scale: "Tensor") -> "Tensor":
     """Blocks of equal values have no range to divide by."""
     return scale.masked_fill(scale == 0, 1.0)
+
+
+def _stored(exact: "Tensor", scale: "Tensor", kind: str) -> "Tensor":
+    """Rounded to float16 for int4, except in blocks where that has few bits for the scale, or none
+    for the value."""
+    if kind != "int4":
+        return exact
+    return exact.half().float().where((scale >= 2.0**-14) & (exact.abs() < 65504), exact)
 
 
 def _rounded(values: "Tensor", kind: str) -> "Tensor":

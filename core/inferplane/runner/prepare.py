@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from inferplane.config import Config
+from inferplane.env import cache_dir
 from inferplane.hw.device import Device, Hints
 from inferplane.hw.graphs import GraphBackend
 from inferplane.hw.host import HostThreads
@@ -60,7 +61,8 @@ def prepare(config: Config, model: dict[str, Any], plugins: Plugins) -> Prepared
     architecture = find_architecture(model)
     model = architecture.settings(model)
     determinism: Determinism = "batch" if config.enable_deterministic_inference else "run"
-    options = {"determinism": determinism, "threads": config.threads}
+    cache = str(cache_dir())
+    options = {"determinism": determinism, "threads": config.threads, "cache": cache}
     device, reason = open_device(plugins, config.device, options)
     if reason:
         config = config.decide(reason, device=device.info.backend)
