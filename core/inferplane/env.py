@@ -8,8 +8,8 @@ from pathlib import Path
 
 VARIABLES = {
     "INFERPLANE_API_KEY": "key that clients of the server must send; or use --api-key-file",
-    "INFERPLANE_CACHE": "folder for the demo model, converted vocabularies and packed weights; "
-    "default: inferplane in the user's cache folder",
+    "INFERPLANE_CACHE": "folder for the demo model, converted vocabularies, packed weights and "
+    "compiled kernels; default: inferplane in the user's cache folder",
 }
 """name -> help. At most eight; each has a reader below."""
 

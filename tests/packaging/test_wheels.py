@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from inferplane_cuda.compiler import HEADERS
 from tests.packaging.conftest import BACKENDS, RELEASED
 from tests.packaging.environments import Environment, run
 
@@ -64,6 +65,9 @@ def test_a_backend_wheel_is_a_plugin(name: str, wheels: Path) -> None:
     file = wheel(wheels, f"inferplane-{name}")
     inside = file.namelist()
     assert f"inferplane_{name}/py.typed" in inside
+    if name == "cuda":
+        kernels = {f"inferplane_cuda/kernels/{k}" for k in ("int4.cu", *HEADERS)}
+        assert kernels <= set(inside), "compiled where they are installed"
     assert {n.split("/")[0] for n in inside if ".dist-info/" not in n} == {f"inferplane_{name}"}
     (points,) = [n for n in inside if n.endswith("entry_points.txt")]
     group = "backends" if name in BACKENDS else "ops"
