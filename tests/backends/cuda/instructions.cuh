@@ -1,5 +1,5 @@
-// The kernels' instructions on a CPU: each lane is a fiber that runs until it has to wait for others.
-// What a warp does together (products, shuffles, barriers) checks nothing but gives the same values;
+// The kernels' instructions on a CPU: each lane is a fiber that runs until it has to wait for
+// others. What a warp does together (products, barriers) checks nothing but gives the same values;
 // NaN fills what was not written. One block of threads after the other.
 #pragma once
 #include <math.h>

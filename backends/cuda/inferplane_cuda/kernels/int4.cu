@@ -15,11 +15,11 @@
 // the limit for 1 row, 62 % for 8, 55 % for 16. From 32 rows on x is more bytes through L2 than W:
 // all of it for each program.
 //
-// ACROSS warps take neighbouring STRIPS of 16 rows of W and share x; the others of WARPS cut K among
-// them in steps of 128, each every so many. DEPTH steps of weights are in flight in registers, and
-// of x in shared memory. The sums of the warps meet in shared memory in one order. A row's bits do
-// not depend on the others. PDL: the weights in flight do not depend on the kernel before and are
-// asked for before the wait.
+// ACROSS warps take neighbouring STRIPS of 16 rows of W and share x; the others of WARPS cut K
+// among them in steps of 128, each every so many. DEPTH steps of weights are in flight in
+// registers, and of x in shared memory. The sums of the warps meet in shared memory in one order. A
+// row's bits do not depend on the others. PDL: the weights in flight do not depend on the kernel
+// before and are asked for before the wait.
 #include "sums.cuh"
 
 // Defined by the compiler's options: ROWS of x in a program at most, STRIPS, WARPS, ACROSS, DEPTH,
@@ -154,7 +154,8 @@ __device__ inline void compute(
                 unpack(a, s.w[i], half, j);
 #if SCALED
 #pragma unroll
-                for (int r = 0; r < 4; ++r) a[r] = multiply_add(a[r], by[i][r % 2], plus[i][r % 2]);
+                for (int r = 0; r < 4; ++r)
+                    a[r] = multiply_add(a[r], by[i][r % 2], plus[i][r % 2]);
                 float (&to)[TILES][4] = total[i];
 #else
                 float (&to)[TILES][4] = sum[i];
