@@ -8,26 +8,31 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from inferplane.config import Config
 from inferplane.errors import ConfigError
-from inferplane.server.run import FAST_EXIT_CODE, listen
+from inferplane.server.run import DEAD_ENGINE_EXIT_CODE, FAST_EXIT_CODE, listen
 from tests.core.server.byte_model import EOS, byte_tokenizer
+from tests.devices.poison import POISON
 
 REPO = Path(__file__).parents[3]
+FAKE = "inferplane.testing.fake_engine"
+POISONED = "tests.devices.poison"
 CODE = """
 import sys
 from inferplane.config import Config
 from inferplane.errors import InferplaneError
 from inferplane.server.run import serve
+model, module, device, length = sys.argv[1:]
+config = Config(
+    model=model, port=0, max_model_len=int(length), served_model_name="tiny", device=device
+)
 try:
-    code = serve(
-        Config(model=sys.argv[1], port=0, max_model_len=100_000_000, served_model_name="tiny"),
-        module="inferplane.testing.fake_engine",
-    )
+    code = serve(config, module=module)
 except InferplaneError as error:
     sys.exit(f"error: {error}")
 sys.exit(code)
@@ -46,24 +51,31 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def arguments(
+    folder: Path, module: str = FAKE, device: str = "auto", length: int = 100_000_000
+) -> list[str]:
+    return [sys.executable, "-W", "error", "-c", CODE, str(folder), module, device, str(length)]
+
+
 @contextmanager
-def serving(folder: Path) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """(process, url)"""
-    environment = {**os.environ, "PYTHONPATH": str(REPO / "core")}
+def serving(
+    folder: Path, *others: Any, path: str = "core"
+) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """(process, url); `others` as for `arguments`"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(REPO / p) for p in path.split())}
     process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", CODE, str(folder)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
+        arguments(folder, *others), stdout=subprocess.PIPE, text=True, env=environment
     )
     assert process.stdout is not None
     with process, process.stdout:
         try:
-            lines = [process.stdout.readline() for _ in range(3)]
-            assert lines[0] == "loading nothing\n"
-            assert lines[1].startswith("serving tiny on http://127.0.0.1:")
-            url = lines[1].split()[-1]
-            assert lines[2].startswith(f"try: curl {url}/v1/chat/completions ")
+            line = process.stdout.readline()
+            while not line.startswith("serving"):  # what a real engine reports while it starts
+                assert line and not line.startswith("try:"), line
+                line = process.stdout.readline()
+            assert line.startswith("serving tiny on http://127.0.0.1:")
+            url = line.split()[-1]
+            assert process.stdout.readline().startswith(f"try: curl {url}/v1/chat/completions ")
             yield process, url
         finally:
             if process.poll() is None:
@@ -111,11 +123,38 @@ def test_a_signal_while_idle_and_the_curl_line(folder: Path) -> None:
         assert process.wait(20) == 0
 
 
+def test_a_device_that_fails(folder: Path) -> None:
+    """While one request streams and another waits: both get an error, and the process ends with
+    the code that supervisors start it again for."""
+    endless = {"max_tokens": 400, "ignore_eos": True, "logit_bias": {str(POISON): -100}}
+    stream = {"prompt": [1, 2, 3], "stream": True, **endless}
+    with (
+        serving(folder, POISONED, "failing", 512, path="core models .") as (process, url),
+        httpx.Client(base_url=url, timeout=60) as http,
+    ):
+        assert http.get("/health/ready").status_code == 200
+        with http.stream("POST", "/v1/completions", json=stream) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: {")
+            waited = httpx.post(f"{url}/v1/completions", json={"prompt": [1, POISON]}, timeout=60)
+            assert waited.status_code == 503
+            assert waited.json()["error"]["code"] == "engine_dead"
+            rest = [line for line in lines if line]
+        assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "engine_dead"
+        assert process.wait(30) == DEAD_ENGINE_EXIT_CODE
+
+
+def test_an_engine_that_is_killed_while_idle(folder: Path) -> None:
+    with serving(folder) as (process, _):
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+        assert process.wait(30) == DEAD_ENGINE_EXIT_CODE
+
+
 def test_an_engine_that_does_not_start(tmp_path: Path, folder: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPO / "core")}
-    code = CODE.replace("fake_engine", "no_such_engine")
     process = subprocess.run(
-        [sys.executable, "-c", code, str(folder)],
+        arguments(folder, "inferplane.testing.no_such_engine"),
         capture_output=True,
         text=True,
         env=environment,
@@ -131,7 +170,7 @@ def test_a_vocabulary_that_cannot_be_read(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{")
     environment = {**os.environ, "PYTHONPATH": str(REPO / "core")}
     process = subprocess.run(
-        [sys.executable, "-c", CODE, str(folder)],
+        arguments(folder),
         capture_output=True,
         text=True,
         env=environment,
