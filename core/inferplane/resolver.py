@@ -33,7 +33,8 @@ class Resolver:
     """Chooses among the implementations of one device.
 
     `overrides` maps an op name (or "*") to an implementation name; `capture` asks for ops that a
-    graph can record; `require_native` turns a fallback to a reference into an error.
+    graph can record, but for those named in `breaks`; `require_native` turns a fallback to a
+    reference into an error.
     """
 
     device: Device
@@ -41,6 +42,7 @@ class Resolver:
     overrides: dict[str, str] = field(default_factory=dict)
     require_native: bool = False
     capture: bool = False
+    breaks: frozenset[str] = frozenset()
     decisions: dict[tuple[str, Any], Decision] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -110,7 +112,7 @@ class Resolver:
         asked = impl.name in (self.overrides.get(op), self.overrides.get("*"))
         if self.require_native and fallback and not asked:
             return Reject("strict", "--require-native allows no fallback")
-        if self.capture and verdict.capture == "no":
+        if self.capture and verdict.capture == "no" and op not in self.breaks:
             return Reject("capture", "cannot be recorded; --disable-graphs allows it")
         return verdict
 

@@ -1,25 +1,33 @@
 """CUDA graphs as the contract's recordings, all in one memory pool."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
 
 from inferplane.hw import ForwardBatch, Graph
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(slots=True)
 class CudaGraph:
     """A recorded call and the tensors that it writes."""
 
-    graph: "torch.cuda.CUDAGraph"
-    result: Any
+    parts: list[Callable[[], None]]
+    """graphs' replays, and the calls between them"""
+    result: Any = None
 
     def replay(self, batch: ForwardBatch) -> Any:
-        self.graph.replay()
+        for part in self.parts:
+            part()
         return self.result
+
+
+@dataclass(slots=True)
+class Piece:
+    """What is being recorded."""
+
+    parts: list[Callable[[], None]] = field(default_factory=list)
+    recording: ExitStack = field(default_factory=ExitStack)
 
 
 class CudaGraphs:
@@ -30,22 +38,39 @@ class CudaGraphs:
         import torch
 
         self._device = torch.device(torch_device)
-        self._first: torch.cuda.CUDAGraph | None = None
+        self._first: Any = None
         """holds the pool, also where the caller throws every graph away"""
+        self._piece = Piece()
 
     def capture(self, fn: Callable[[], Any], state: Any = None) -> Graph:
         import torch
 
+        self._piece = piece = Piece()
+        with torch.cuda.device(self._device), piece.recording:
+            self._begin(piece)
+            result = fn()
+        return CudaGraph(piece.parts, result)
+
+    def outside(self, call: Callable[[], None]) -> None:
+        piece = self._piece
+        piece.recording.close()
+        call()
+        piece.parts.append(call)
+        self._begin(piece)
+
+    def _begin(self, piece: Piece) -> None:
+        import torch
+
         graph = torch.cuda.CUDAGraph(keep_graph=True)  # made executable by its first replay
         pool = self._first.pool() if self._first else None
-        with torch.cuda.device(self._device):
-            torch.cuda.synchronize()
-            # relaxed: libraries may load kernels while the stream is recorded
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="relaxed"):
-                result = fn()
+        torch.cuda.synchronize()
+        # relaxed: libraries may load kernels while the stream is recorded
+        piece.recording.enter_context(
+            torch.cuda.graph(graph, pool=pool, capture_error_mode="relaxed")
+        )
+        piece.parts.append(graph.replay)
         if self._first is None:
             self._first = graph
-        return CudaGraph(graph, result)
 
     def arena_bytes(self) -> int:
         import torch

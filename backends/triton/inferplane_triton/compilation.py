@@ -47,7 +47,7 @@ class Compiler:
         count = min(MOST_THREADS, len(os.sched_getaffinity(0)))
         self._pool = ThreadPoolExecutor(count, "compile", initializer=self._enter)
 
-        def note(*, key: str, fn: Any, compile: dict[str, Any], **others: Any) -> bool:
+        def note(*, key: str, fn: Any, **others: Any) -> bool:
             """True: Triton leaves it at that and does not launch."""
             if threading.get_ident() != caller:
                 return False
@@ -55,7 +55,7 @@ class Compiler:
             name = (f"{fn.module}.{fn.name}", key)
             if name not in self._kernels:
                 assert self._pool is not None
-                data = compile["specialization_data"]
+                data = others["compile"]["specialization_data"]
                 self._kernels[name] = self._pool.submit(kernel.preload, data)
             return True
 

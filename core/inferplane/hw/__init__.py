@@ -17,7 +17,7 @@ from inferplane.hw.device import (
     Traits,
     Unavailable,
 )
-from inferplane.hw.graphs import Compiler, Graph, GraphBackend
+from inferplane.hw.graphs import Breakable, Compiler, Graph, GraphBackend
 from inferplane.hw.hookspecs import impl
 from inferplane.hw.host import HostThreads
 from inferplane.hw.kv import CANONICAL, KVGroup, KVLayout, KVSpec, LayerKV, StridedLayout
@@ -42,6 +42,7 @@ __all__ = [
     "CONTRACT",
     "BackendInfo",
     "Bound",
+    "Breakable",
     "BuildContext",
     "Compiler",
     "Device",

@@ -3,7 +3,7 @@ same thing to core. And compiling beforehand what recording would compile."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from inferplane.hw.batch import ForwardBatch
@@ -36,6 +36,16 @@ class GraphBackend(Protocol):
 
     def arena_bytes(self) -> int:
         """Memory that recorded graphs hold."""
+
+
+@runtime_checkable
+class Breakable(GraphBackend, Protocol):
+    """A backend whose recordings can have calls between their pieces. Without one, attention that
+    cannot be recorded is not used where steps are."""
+
+    def outside(self, call: Callable[[], None]) -> None:
+        """Only while `capture` runs its `fn`. Leaves `call` out of the recording: it is made now,
+        and by each replay between what was recorded before it and after it."""
 
 
 class Compiler(Protocol):

@@ -23,7 +23,8 @@ depend on batch composition, chunking, its place in the batch, or cache hits."""
 Capture = Literal["yes", "decode", "plan", "no"]
 """yes: can be recorded. decode: only steps in which every sequence computes one token, because
 padded shapes of others cost too much. plan: recordable, but `plan` must run before each replay.
-no: eager."""
+no: eager; attention is then left out of recordings where they can break, other ops are not used
+where steps are recorded."""
 
 STRENGTH: dict[str, int] = {"none": 0, "run": 1, "batch": 2}
 

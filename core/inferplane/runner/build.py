@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from inferplane.config import Config
 from inferplane.errors import ConfigError, ModelError
 from inferplane.hw.device import Device, Hints
+from inferplane.hw.graphs import GraphBackend
 from inferplane.hw.host import HostThreads
 from inferplane.hw.kv import CANONICAL, KVGroup, KVLayout, KVSpec, LayerKV
 from inferplane.hw.op import Bound, Determinism, Packing
@@ -19,6 +20,7 @@ from inferplane.hw.quantization import Scheme
 from inferplane.layers import LayerCache, Model
 from inferplane.plugins import Plugins, model_rows
 from inferplane.resolver import Resolver, parse_overrides
+from inferplane.runner.breaks import OPS, Breaks, breaks_of
 from inferplane.runner.packed import PackedWeights
 from inferplane.runner.schemes import SchemeChooser, refuse_hardware
 from inferplane.weights import Weights
@@ -45,10 +47,15 @@ class Build:
     weights: Weights
     schemes: SchemeChooser
     packed: PackedWeights | None = None
+    breaks: Breaks | None = None
+    """where recordings leave ops out"""
     bound: list[Bound] = field(default_factory=list)
 
     def bind(self, op: str, spec: Any) -> Bound:
-        made = self.resolver.resolve(op, spec).chosen.build(spec, self)
+        decision = self.resolver.resolve(op, spec)
+        made = decision.chosen.build(spec, self)
+        if self.breaks is not None and decision.support.capture == "no":
+            made = replace(made, run=self.breaks.wrap(made.run))
         self.bound.append(made)
         return made
 
@@ -284,15 +291,17 @@ def negotiate_pages(
 
 
 def make_resolver(
-    config: Config, plugins: Plugins, device: Device, capture: bool = False
+    config: Config, plugins: Plugins, device: Device, graphs: GraphBackend | None = None
 ) -> Resolver:
-    """`capture`: steps will be recorded, so ops that cannot be are left out."""
+    """`graphs`: steps will be recorded, so that ops that cannot be are not chosen, but where
+    recordings can leave them out."""
     return Resolver(
         device=device,
         impls=plugins.op_impls(device),
         overrides=parse_overrides(config.op),
         require_native=config.require_native,
-        capture=capture,
+        capture=graphs is not None,
+        breaks=OPS if breaks_of(graphs, device) else frozenset(),
     )
 
 

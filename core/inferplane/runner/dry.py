@@ -115,8 +115,7 @@ def check_memory(prepared: Prepared, source: Source) -> None:
     """ConfigError with the numbers if the model cannot fit, before anything is loaded. Leaves no
     trace in `prepared`."""
     config, build = prepared.config, prepared.build
-    capture = prepared.graphs is not None
-    resolver = make_resolver(config, prepared.plugins, prepared.device, capture)
+    resolver = make_resolver(config, prepared.plugins, prepared.device, prepared.graphs)
     fresh = replace(build, resolver=resolver, schemes=SchemeChooser(config, resolver), bound=[])
     weights = NoWeights(config.dtype, source, prepared)
     build_dry(replace(prepared, build=fresh), weights)

@@ -10,6 +10,7 @@ from inferplane.hw.graphs import GraphBackend
 from inferplane.hw.host import HostThreads
 from inferplane.hw.op import Determinism
 from inferplane.plugins import Plugins, open_device
+from inferplane.runner.breaks import breaks_of
 from inferplane.runner.build import (
     Architecture,
     Build,
@@ -78,7 +79,7 @@ def prepare(config: Config, model: dict[str, Any], plugins: Plugins) -> Prepared
     if hints.int8_inputs and config.input_quantization == "auto":
         config = config.decide(f"preferred by {device.info.backend}", input_quantization="int8")
     graphs = None if config.disable_graphs else plugins.optional("graphs", device)
-    resolver = make_resolver(config, plugins, device, capture=graphs is not None)
+    resolver = make_resolver(config, plugins, device, graphs)
     config, groups, handles = negotiate_pages(
         config,
         group_layers(architecture.caches(model), KV_TYPES.get(config.kv_cache_dtype, config.dtype)),
@@ -98,5 +99,6 @@ def prepare(config: Config, model: dict[str, Any], plugins: Plugins) -> Prepared
         handles=handles,
         weights=DummyWeights(config.dtype, device.info.torch_device, {}),
         schemes=SchemeChooser(config, resolver),
+        breaks=breaks_of(graphs, device),
     )
     return Prepared(config, model, architecture, device, hints, graphs, plugins, build, threads)

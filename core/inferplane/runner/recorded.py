@@ -6,12 +6,14 @@ recording reads, so they must run before every replay.
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from inferplane.hw.batch import ForwardBatch
 from inferplane.hw.graphs import Graph, GraphBackend
 from inferplane.hw.kv import LayerKV
+from inferplane.runner.breaks import Breaks
 from inferplane.runner.inputs import Bucket, Inputs, Step
 from inferplane.runner.tables import Tables
 
@@ -64,11 +66,13 @@ class Recordings:
         tables: Tables,
         handles: Iterable[LayerKV],
         limit: int | None,
+        breaks: Breaks | None = None,
     ) -> None:
         self._graphs = graphs
         self._inputs = inputs
         self._state = None if tables.inplace else Persistent(tables, list(handles))
         self._limit = limit
+        self._breaks = breaks
         self._recorded: dict[Bucket, Recorded] = {}
         self._logits: Tensor | None = None  # of whichever step was replayed last
 
@@ -87,7 +91,7 @@ class Recordings:
         batch = self._inputs.derive(step)
         plan_ops(batch)
         made: list[Tensor] = []
-        self._graphs.capture(lambda: made.append(compute(batch)[1]), self._state)
+        self._capture(lambda: made.append(compute(batch)[1]))
         return made[0]
 
     def run(
@@ -118,9 +122,14 @@ class Recordings:
         prepared.replay(batch)
         plan_ops(batch)
         logits, run = self._shared(batch, compute)
-        forward = self._graphs.capture(run, self._state)
+        forward = self._capture(run)
         self._recorded[step.bucket] = Recorded(batch, prepared, forward, logits)
         return self._recorded[step.bucket]
+
+    def _capture(self, compute: Callable[[], Any]) -> Graph:
+        """Of a forward pass, the only place of what has to be left out."""
+        with self._breaks.open() if self._breaks else nullcontext():
+            return self._graphs.capture(compute, self._state)
 
     def _shared(
         self, batch: ForwardBatch, compute: Compute

@@ -138,7 +138,9 @@ class Runner:
         self._recordings = None
         if graphs is not None:
             handles = build.handles.values()
-            self._recordings = Recordings(graphs, inputs, tables, handles, max_programs)
+            self._recordings = Recordings(
+                graphs, inputs, tables, handles, max_programs, build.breaks
+            )
             if max_programs is None:
                 sampler.graphs = graphs
 

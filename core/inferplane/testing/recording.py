@@ -7,6 +7,7 @@ graph, recording has no effect: what it wrote is undone.
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,9 +135,11 @@ class Tape:
 
 @dataclass(slots=True)
 class RecordingGraphs:
-    """The GraphBackend. `tapes` holds all that was recorded, for tests to look at."""
+    """A Breakable. `tapes` holds all that was recorded, for tests to look at."""
 
     tapes: list[Tape] = field(default_factory=list)
+    _modes: ExitStack = field(default_factory=ExitStack)
+    _under_way: _Recorder | None = None
 
     def capture(self, fn: Callable[[], Any], state: State | None = None) -> Tape:
         recorder = _Recorder()
@@ -146,7 +149,10 @@ class RecordingGraphs:
             before = state.read()
             slots = [tensor.clone() for tensor in before]
             state.write(slots)
-        with _NoWaiting(), recorder:
+        self._under_way = recorder
+        with self._modes:
+            self._modes.enter_context(_NoWaiting())
+            self._modes.enter_context(recorder)
             result = fn()
         after: list[Any] = []
         if state is not None:
@@ -156,6 +162,15 @@ class RecordingGraphs:
         tape = Tape(recorder.tape, result, state, slots, after)
         self.tapes.append(tape)
         return tape
+
+    def outside(self, call: Callable[[], None]) -> None:
+        recorder = self._under_way
+        assert recorder is not None
+        self._modes.close()
+        call()
+        self._modes.enter_context(_NoWaiting())
+        self._modes.enter_context(recorder)
+        recorder.tape.append(Entry(call, (), {}, None, writes=True))
 
     def arena_bytes(self) -> int:
         sizes = {
