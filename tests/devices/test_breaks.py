@@ -107,6 +107,25 @@ def test_without_the_break_it_cannot_be_recorded(monkeypatch: pytest.MonkeyPatch
         start("llama", "bucketed-mixed")
 
 
+def test_a_result_outlives_the_next_layer() -> None:
+    graphs = RecordingGraphs()
+    breaks = Breaks(graphs)
+    factor = torch.ones(2)
+    scaled = breaks.wrap(lambda x, by: x * by.tolist()[0])
+    source = torch.ones(2)
+
+    def both() -> torch.Tensor:
+        first = scaled(source, factor)
+        return torch.stack([first, scaled(first + 1, factor)])
+
+    with breaks.open():
+        graph = graphs.capture(both)
+    for value, wanted in ((1.0, [1.0, 2.0]), (3.0, [3.0, 12.0])):
+        factor.fill_(value)
+        assert graph.replay(None)[:, 0].tolist() == wanted  # type: ignore[arg-type]
+    assert scaled(source, factor).tolist() == [3.0, 3.0]
+
+
 def test_an_error_outside_ends_the_recording() -> None:
     graphs = RecordingGraphs()
 

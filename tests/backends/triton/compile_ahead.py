@@ -66,6 +66,7 @@ def main() -> None:
     with compiler.collect():
         for width in (16, 16, 32, 3):  # 3 is not divisible by 16: another kernel
             glu(width)
+        next(iter(compiler._kernels.values())).result()  # threads do compile meanwhile
         rms(64)
         rms(63)  # not a power of two: cannot be compiled
     print("launched while collecting", launched)
