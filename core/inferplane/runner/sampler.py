@@ -161,11 +161,14 @@ class Sampler:
         for choice in COMMON:
             self._record(step, choice, logits)
 
-    def rehearse(self, step: Step, logits: "Tensor", graphs: GraphBackend) -> None:
+    def rehearse(self, step: Step, graphs: GraphBackend) -> None:
         """Record the common choices and throw the recording away."""
-        row = _rows_of(step)
+        import torch
+
+        row, shape = _rows_of(step), (step.bucket.samples, self._tables.vocab)
 
         def draw() -> None:
+            logits = torch.empty(shape, dtype=torch.float32, device=row.device)
             for choice in COMMON:
                 self._compute(choice, row, logits, None)
 

@@ -128,7 +128,7 @@ def _owner(tile, seqs, q_start_ptr, TOKENS: tl.constexpr):
     return low
 
 
-@triton.jit(do_not_specialize=["seqs"])
+@triton.jit(do_not_specialize=["seqs"], do_not_specialize_on_alignment=["q_start_ptr"])
 def tiled(
     q_ptr, k_ptr, v_ptr, out_ptr, sink_ptr, table_ptr, seq_len_ptr, q_start_ptr,
     seqs, stride_q, stride_out, stride_page, stride_token, stride_head, stride_table, scale,
@@ -184,7 +184,7 @@ def tiled(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["splits"])
+@triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["q_start_ptr"])
 def split(
     q_ptr, k_ptr, v_ptr, out_ptr, part_ptr, lse_ptr, sink_ptr, table_ptr, seq_len_ptr, q_start_ptr,
     splits, stride_q, stride_out, stride_page, stride_token, stride_head, stride_table, scale,
@@ -248,7 +248,7 @@ def split(
         tl.store(lse_ptr + at, lse, mask=live)
 
 
-@triton.jit(do_not_specialize=["splits"])
+@triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["q_start_ptr"])
 def merge(
     part_ptr, lse_ptr, out_ptr, seq_len_ptr, q_start_ptr, splits, stride_out,
     HEADS: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, SPLITS_PAD: tl.constexpr,
