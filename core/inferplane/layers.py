@@ -17,6 +17,7 @@ from inferplane.hw.ops.gated import GatedLinearSpec
 from inferplane.hw.ops.kv import RopeWriteSpec
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
 from inferplane.hw.ops.norm import RMSNormSpec
+from inferplane.hw.ops.normed import NormLinearSpec, NormMLPSpec
 from inferplane.hw.ops.rope import RopeSpec
 from inferplane.hw.quantization import QuantizedWeight, Scheme, concatenate, join
 from inferplane.weights import Weights
@@ -91,20 +92,17 @@ def take_matrix(
     return concatenate([build.weights.take_quantized(*named, scheme) for named in shapes])
 
 
-class Linear:
-    """y = x @ W.T + b; several checkpoint weights with one input are merged into one product."""
+class Product:
+    """The weights of a product, not yet packed; several with one input are merged into one."""
 
     def __init__(
         self,
         build: Builder,
-        names: str | Sequence[str],
+        names: Sequence[str],
         in_features: int,
-        out_features: int | Sequence[int],
+        sizes: Sequence[int],
         bias: bool = False,
     ) -> None:
-
-        names = [names] if isinstance(names, str) else list(names)
-        sizes = [out_features] if isinstance(out_features, int) else list(out_features)
         take = build.weights.take
         weights = [f"{name}.weight" for name in names]
         spec = LinearSpec(
@@ -118,16 +116,27 @@ class Linear:
         shapes = {w: (size, in_features) for w, size in zip(weights, sizes, strict=True)}
         biases = {f"{n}.bias": (size,) for n, size in zip(names, sizes, strict=True) if bias}
 
-        def read() -> "tuple[Tensor | QuantizedWeight, Tensor | None]":
-            weight = take_matrix(build, weights, sizes, in_features, scheme)
-            added = [take(*named) for named in biases.items()]
-            return weight, join(added) if added else None
+        def weight() -> "Tensor | QuantizedWeight":
+            return take_matrix(build, weights, sizes, in_features, scheme)
 
+        def read() -> "tuple[Tensor | QuantizedWeight, Tensor | None]":
+            made, added = weight(), [take(*named) for named in biases.items()]
+            return made, join(added) if added else None
+
+        self.spec = replace(spec, scheme=scheme and scheme.merged(sizes))
+        self.stored = {**shapes, **biases}
+        self.weight, self.read = weight, read
+
+
+class Linear:
+    """y = x @ W.T + b"""
+
+    def __init__(
+        self, build: Builder, name: str, in_features: int, out_features: int, bias: bool = False
+    ) -> None:
+        product = Product(build, [name], in_features, [out_features], bias)
         bound, self._packed = build.bind_packed(
-            "linear",
-            replace(spec, scheme=scheme and scheme.merged(sizes)),
-            {**shapes, **biases},
-            read,
+            "linear", product.spec, product.stored, product.read
         )
         self._run = bound.run
 
@@ -136,8 +145,8 @@ class Linear:
         return out
 
 
-class RMSNorm:
-    """Norm over the last dimension, alone or after adding to the residual stream."""
+class NormWeight:
+    """A norm over the last dimension that is a part of another layer."""
 
     def __init__(
         self,
@@ -157,16 +166,46 @@ class RMSNorm:
             determinism=build.determinism,
         )
         self.weight = build.weights.take(f"{name}.weight", (dim,))
-        self._run = build.bind("norm.rms", self.spec).run
-        self._add_run = build.bind("norm.add_rms", self.spec).run
+
+
+class RMSNorm:
+    """A norm of its own, alone or after adding to the residual stream."""
+
+    def __init__(self, build: Builder, norm: NormWeight) -> None:
+        self._weight = norm.weight
+        self._run = build.bind("norm.rms", norm.spec).run
+        self._add_run = build.bind("norm.add_rms", norm.spec).run
 
     def __call__(self, x: "Tensor") -> "Tensor":
-        out: Tensor = self._run(x, self.weight)
+        out: Tensor = self._run(x, self._weight)
         return out
 
     def add(self, x: "Tensor", residual: "Tensor") -> "tuple[Tensor, Tensor]":
         """(norm(x + residual), x + residual)"""
-        out: tuple[Tensor, Tensor] = self._add_run(x, residual, self.weight)
+        out: tuple[Tensor, Tensor] = self._add_run(x, residual, self._weight)
+        return out
+
+
+class NormLinear:
+    """Several products of norm(x + residual), merged into one."""
+
+    def __init__(
+        self,
+        build: Builder,
+        norm: NormWeight,
+        names: Sequence[str],
+        out_features: Sequence[int],
+        bias: bool = False,
+    ) -> None:
+        product = Product(build, names, norm.spec.dim, out_features, bias)
+        spec = NormLinearSpec(norm=norm.spec, linear=product.spec, determinism=build.determinism)
+        self._norm = norm.weight
+        bound, self._packed = build.bind_packed("norm_linear", spec, product.stored, product.read)
+        self._run = bound.run
+
+    def __call__(self, x: "Tensor", residual: "Tensor | None") -> "tuple[Tensor, Tensor]":
+        """(norm(x + residual) @ W.T + b, x + residual)"""
+        out: tuple[Tensor, Tensor] = self._run(x, self._packed, residual, self._norm)
         return out
 
 
@@ -182,7 +221,7 @@ class Attention:
         scale: float,
         window: int = 0,
         softcap: float = 0.0,
-        head_norms: tuple[RMSNorm, RMSNorm] | None = None,
+        head_norms: tuple[NormWeight, NormWeight] | None = None,
     ) -> None:
         self.group, kv = build.group_of(layer)
         self._heads = (num_heads, kv.num_kv_heads, kv.num_kv_heads)
@@ -222,33 +261,40 @@ class Attention:
         return out.flatten(1)
 
 
-class GatedMLP:
-    """down(act(gate(x)) * up(x))"""
+class NormMLP:
+    """down(act(gate(h)) * up(h)) of h = norm(x + residual)"""
 
     def __init__(
-        self, build: Builder, name: str, dim: int, hidden: int, activation: str = "silu"
+        self, build: Builder, norm: NormWeight, name: str, hidden: int, activation: str = "silu"
     ) -> None:
         kind: Any = {"silu": "silu"}.get(activation, "gelu_tanh")
-        spec = GatedLinearSpec(
-            in_features=dim,
-            size=hidden,
-            dtype=build.dtype,
-            activation=kind,
+        dim = norm.spec.dim
+        names = [f"{name}.{part}_proj" for part in ("gate", "up")]
+        both = Product(build, names, dim, [hidden, hidden])
+        down = Product(build, [f"{name}.down_proj"], hidden, [dim])
+        spec = NormMLPSpec(
+            norm=norm.spec,
+            gated=GatedLinearSpec(
+                in_features=dim,
+                size=hidden,
+                dtype=build.dtype,
+                activation=kind,
+                scheme=both.spec.scheme,
+                determinism=build.determinism,
+            ),
+            down=down.spec,
             determinism=build.determinism,
         )
-        stored, sizes = [f"{name}.{part}_proj.weight" for part in ("gate", "up")], [hidden, hidden]
-        scheme = build.scheme("linear", spec.linear, stored, sizes, dim)
+        self._norm = norm.weight
         bound, self._packed = build.bind_packed(
-            "linear.glu",
-            replace(spec, scheme=scheme and scheme.merged(sizes)),
-            dict.fromkeys(stored, (hidden, dim)),
-            lambda: (take_matrix(build, stored, sizes, dim, scheme),),
+            "norm_mlp", spec, both.stored | down.stored, lambda: (both.weight(), down.weight())
         )
-        self._gated = bound.run
-        self._down = Linear(build, f"{name}.down_proj", hidden, dim)
+        self._run = bound.run
 
-    def __call__(self, x: "Tensor") -> "Tensor":
-        return self._down(self._gated(x, self._packed))
+    def __call__(self, x: "Tensor", residual: "Tensor | None") -> "tuple[Tensor, Tensor]":
+        """(the feed-forward of norm(x + residual), x + residual)"""
+        out: tuple[Tensor, Tensor] = self._run(x, self._packed, residual, self._norm)
+        return out
 
 
 class Embedding:

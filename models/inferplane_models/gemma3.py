@@ -10,10 +10,12 @@ from inferplane.layers import (
     Attention,
     Builder,
     Embedding,
-    GatedMLP,
     Head,
     LayerCache,
     Linear,
+    NormLinear,
+    NormMLP,
+    NormWeight,
     RMSNorm,
 )
 from inferplane_models.rope import rope_spec
@@ -54,21 +56,25 @@ def per_layer_rope(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"rope_parameters": {"full_attention": full, "sliding_attention": local}}
 
 
+def one_plus(config: dict[str, Any], build: Builder, name: str, dim: int) -> NormWeight:
+    """Norms multiply by 1 + weight, and round once."""
+    epsilon = float(config["rms_norm_eps"])
+    return NormWeight(build, name, dim, epsilon, offset=1.0, cast_first=False)
+
+
 class Layer:
     def __init__(self, config: dict[str, Any], build: Builder, index: int, kind: str) -> None:
         name, dim = f"model.layers.{index}", int(config["hidden_size"])
         heads, kv_heads = int(config["num_attention_heads"]), int(config["num_key_value_heads"])
         size = int(config["head_dim"])
 
-        def norm(where: str, width: int) -> RMSNorm:
-            epsilon = float(config["rms_norm_eps"])
-            return RMSNorm(build, f"{name}.{where}", width, epsilon, offset=1.0, cast_first=False)
+        def norm(where: str, width: int) -> NormWeight:
+            return one_plus(config, build, f"{name}.{where}", width)
 
-        self.input_norm = norm("input_layernorm", dim)
-        self.qkv = Linear(
+        self.qkv = NormLinear(
             build,
+            norm("input_layernorm", dim),
             [f"{name}.self_attn.{x}_proj" for x in "qkv"],
-            dim,
             [heads * size, kv_heads * size, kv_heads * size],
             bias=bool(config.get("attention_bias")),
         )
@@ -83,24 +89,24 @@ class Layer:
             head_norms=(norm("self_attn.q_norm", size), norm("self_attn.k_norm", size)),
         )
         self.out = Linear(build, f"{name}.self_attn.o_proj", heads * size, dim)
-        self.post_attention_norm = norm("post_attention_layernorm", dim)
-        self.pre_mlp_norm = norm("pre_feedforward_layernorm", dim)
-        self.mlp = GatedMLP(
-            build, f"{name}.mlp", dim, int(config["intermediate_size"]), "gelu_tanh"
+        self.post_attention_norm = RMSNorm(build, norm("post_attention_layernorm", dim))
+        self.mlp = NormMLP(
+            build,
+            norm("pre_feedforward_layernorm", dim),
+            f"{name}.mlp",
+            int(config["intermediate_size"]),
+            "gelu_tanh",
         )
-        self.post_mlp_norm = norm("post_feedforward_layernorm", dim)
+        self.post_mlp_norm = RMSNorm(build, norm("post_feedforward_layernorm", dim))
 
     def forward(
         self, x: "Tensor", residual: "Tensor | None", batch: ForwardBatch
     ) -> "tuple[Tensor, Tensor]":
         """x [T, d] is what the previous block adds to the residual stream [T, d]."""
-        if residual is None:
-            x, residual = self.input_norm(x), x
-        else:
-            x, residual = self.input_norm.add(x, residual)
-        x = self.post_attention_norm(self.out(self.attention(self.qkv(x), batch)))
-        x, residual = self.pre_mlp_norm.add(x, residual)
-        return self.post_mlp_norm(self.mlp(x)), residual
+        qkv, residual = self.qkv(x, residual)
+        x = self.post_attention_norm(self.out(self.attention(qkv, batch)))
+        x, residual = self.mlp(x, residual)
+        return self.post_mlp_norm(x), residual
 
 
 class Gemma3:
@@ -108,9 +114,7 @@ class Gemma3:
         dim, vocab = int(config["hidden_size"]), int(config["vocab_size"])
         self.embedding = Embedding(build, "model.embed_tokens", vocab, dim, scale=dim**0.5)
         self.layers = [Layer(config, build, i, kind) for i, kind in enumerate(layer_types(config))]
-        self.norm = RMSNorm(
-            build, "model.norm", dim, float(config["rms_norm_eps"]), offset=1.0, cast_first=False
-        )
+        self.norm = RMSNorm(build, one_plus(config, build, "model.norm", dim))
         softcap = float(config.get("final_logit_softcapping") or 0.0)
         tied = self.embedding if config.get("tie_word_embeddings", True) else None
         self.logits = Head(build, "lm_head", vocab, dim, tied, softcap)

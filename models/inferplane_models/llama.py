@@ -12,10 +12,12 @@ from inferplane.layers import (
     Attention,
     Builder,
     Embedding,
-    GatedMLP,
     Head,
     LayerCache,
     Linear,
+    NormLinear,
+    NormMLP,
+    NormWeight,
     RMSNorm,
 )
 from inferplane_models.rope import rope_spec
@@ -52,22 +54,20 @@ class Layer:
     ) -> None:
         name, dim, size = f"model.layers.{index}", int(config["hidden_size"]), head_dim(config)
         heads, kv_heads = int(config["num_attention_heads"]), int(config["num_key_value_heads"])
-        epsilon = float(config["rms_norm_eps"])
-        self.input_norm = RMSNorm(build, f"{name}.input_layernorm", dim, epsilon)
-        self.qkv = Linear(
+
+        def norm(where: str, width: int) -> NormWeight:
+            return NormWeight(build, f"{name}.{where}", width, float(config["rms_norm_eps"]))
+
+        self.qkv = NormLinear(
             build,
+            norm("input_layernorm", dim),
             [f"{name}.self_attn.{x}_proj" for x in "qkv"],
-            dim,
             [heads * size, kv_heads * size, kv_heads * size],
             bias=bias,
         )
         head_norms = None
         if norms:
-            at = f"{name}.self_attn"
-            head_norms = (
-                RMSNorm(build, f"{at}.q_norm", size, epsilon),
-                RMSNorm(build, f"{at}.k_norm", size, epsilon),
-            )
+            head_norms = norm("self_attn.q_norm", size), norm("self_attn.k_norm", size)
         self.attention = Attention(
             build,
             index,
@@ -84,20 +84,19 @@ class Layer:
             dim,
             bias=bool(config.get("attention_bias")),
         )
-        self.post_norm = RMSNorm(build, f"{name}.post_attention_layernorm", dim, epsilon)
-        self.mlp = GatedMLP(build, f"{name}.mlp", dim, int(config["intermediate_size"]))
+        self.mlp = NormMLP(
+            build,
+            norm("post_attention_layernorm", dim),
+            f"{name}.mlp",
+            int(config["intermediate_size"]),
+        )
 
     def forward(
         self, x: "Tensor", residual: "Tensor | None", batch: ForwardBatch
     ) -> "tuple[Tensor, Tensor]":
         """x [T, d] is what the previous block adds to the residual stream [T, d]."""
-        if residual is None:
-            x, residual = self.input_norm(x), x
-        else:
-            x, residual = self.input_norm.add(x, residual)
-        x = self.out(self.attention(self.qkv(x), batch))
-        x, residual = self.post_norm.add(x, residual)
-        return self.mlp(x), residual
+        qkv, residual = self.qkv(x, residual)
+        return self.mlp(self.out(self.attention(qkv, batch)), residual)
 
 
 class Llama:
@@ -118,7 +117,8 @@ class Llama:
             Layer(config, build, i, window, bias, head_norms)
             for i, window in enumerate(windows(config, windowed))
         ]
-        self.norm = RMSNorm(build, "model.norm", dim, float(config["rms_norm_eps"]))
+        last = NormWeight(build, "model.norm", dim, float(config["rms_norm_eps"]))
+        self.norm = RMSNorm(build, last)
         tied = self.embedding if config.get("tie_word_embeddings") else None
         self.logits = Head(build, "lm_head", vocab, dim, tied)
 

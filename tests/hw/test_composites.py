@@ -42,4 +42,5 @@ def test_the_decomposition_binds_the_declared_parts(op: str) -> None:
 
 
 def test_there_are_composites() -> None:
-    assert COMPOSITES == ["qk_norm_rope_kvwrite", "norm.add_rms", "linear.glu"]
+    single = ["qk_norm_rope_kvwrite", "norm.add_rms", "linear.glu"]
+    assert [*single, "norm_linear", "norm_mlp"] == COMPOSITES

@@ -155,8 +155,8 @@ class Op:
     reference: OpImpl
     tolerance: Callable[[Any], Tolerance]
     inputs: Callable[[Any, int], dict[str, Any]]
-    """(spec, seed) -> arguments of `run` in its order, on the CPU, in the spec's types. `weight`
-    and `bias` go through `prepack` if there is one; `kv` fills the pages first."""
+    """(spec, seed) -> arguments of `run` in its order, on the CPU, in the spec's types. `weight`,
+    `bias` and `down` go through `prepack` if there is one; `kv` fills the pages first."""
     parts: Callable[[Any], tuple[tuple[str, Any], ...]] | None = None
     """composites only: (op name, spec) of the decomposition, in order"""
     mutates: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ from inferplane.hw.ops.gated import GatedLinearSpec
 from inferplane.hw.ops.kv import KVOpSpec, RopeWriteSpec
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
 from inferplane.hw.ops.norm import RMSNormSpec
+from inferplane.hw.ops.normed import NormLinearSpec, NormMLPSpec
 from inferplane.hw.ops.rope import RopeSpec
 from inferplane.hw.ops.sampling import SamplingSpec
 from inferplane.hw.quantization import Scheme
@@ -174,6 +175,49 @@ def _gated(dtype: str) -> Iterator[GatedLinearSpec]:
         yield GatedLinearSpec(in_features=256, size=100, dtype=dtype, scheme=scheme)
 
 
+def _rounds_inputs() -> list[Scheme]:
+    """One of each way in which inputs meet FP8 and INT8 weights, and weight-only INT4."""
+    fp8 = Scheme(weight="float8_e4m3fn", activation="float8_e4m3fn")
+    blocks = replace(fp8, rows=128, group=128, activation_group=128)
+    int8 = Scheme(weight="int8", activation="int8")
+    return [fp8, replace(fp8, rows=0, static=True), blocks, int8, Scheme(weight="int4", group=32)]
+
+
+def _norm_linear(dtype: str) -> Iterator[NormLinearSpec]:
+    for index, scheme in enumerate((None, None, *_rounds_inputs())):
+        width, size = (384, 192) if index else (100, 37)
+        yield NormLinearSpec(
+            norm=_norm_of(width, dtype, index),
+            linear=LinearSpec(
+                in_features=width,
+                out_features=size,
+                dtype=dtype,
+                bias=index % 3 == 0,
+                scheme=scheme,
+            ),
+        )
+
+
+def _norm_mlp(dtype: str) -> Iterator[NormMLPSpec]:
+    for index, scheme in enumerate((None, *_rounds_inputs())):
+        width, size = (256, 640) if index else (100, 37)
+        activation: Any = "gelu_tanh" if index % 2 else "silu"
+        down = LinearSpec(in_features=size, out_features=width, dtype=dtype, scheme=scheme)
+        yield NormMLPSpec(
+            norm=_norm_of(width, dtype, index),
+            gated=GatedLinearSpec(
+                in_features=width, size=size, dtype=dtype, activation=activation, scheme=scheme
+            ),
+            down=down,
+        )
+
+
+def _norm_of(dim: int, dtype: str, index: int) -> RMSNormSpec:
+    """Llama's kind and Gemma's by turns"""
+    plain = RMSNormSpec(dim=dim, dtype=dtype, epsilon=1e-5)
+    return replace(plain, offset=1.0, cast_first=False) if index % 2 else plain
+
+
 def _logits(dtype: str) -> Iterator[LogitsSpec]:
     for dim, vocab, softcap in ((64, 300, 0.0), (576, 1003, 0.0), (96, 500, 30.0), (256, 320, 5.0)):
         yield LogitsSpec(dim=dim, vocab=vocab, dtype=dtype, softcap=softcap)
@@ -199,6 +243,8 @@ _MAKERS: dict[str, Callable[[str], Iterator[Any]]] = {
     "embedding": _embedding,
     "linear": _linear,
     "linear.glu": _gated,
+    "norm_linear": _norm_linear,
+    "norm_mlp": _norm_mlp,
     "logits": _logits,
     "sampling.filter": _sampling,
     "sampling.draw": _sampling,

@@ -129,7 +129,7 @@ def _many(result: Any) -> bool:
 
 
 def _weights(inputs: Inputs) -> list[Any]:
-    return [inputs.pop(name) for name in ("weight", "bias") if name in inputs]
+    return [inputs.pop(name) for name in ("weight", "bias", "down") if name in inputs]
 
 
 def fill(handle: LayerKV, pages: "Tensor | None", device: Device) -> None:

@@ -31,6 +31,8 @@ ROWS = {
     "logits": "x",
     "norm.rms": "x",
     "norm.add_rms": "x residual",
+    "norm_linear": "x residual",
+    "norm_mlp": "x residual",
     "rope": "q k position",
     "qk_norm_rope_kvwrite": "q k v position slot",
     "kv.write": "k v slot",

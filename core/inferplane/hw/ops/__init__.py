@@ -9,12 +9,10 @@ from inferplane.hw.ops import (
     kv,
     linear,
     norm,
+    normed,
     rope,
     sampling,
 )
 
-TABLE: dict[str, Op] = {
-    op.name: op
-    for module in (attention, kv, norm, rope, activation, embedding, linear, gated, sampling)
-    for op in module.OPS
-}
+MODULES = (attention, kv, norm, rope, activation, embedding, linear, gated, normed, sampling)
+TABLE: dict[str, Op] = {op.name: op for module in MODULES for op in module.OPS}
