@@ -75,12 +75,15 @@ class Resolver:
         forced = self.overrides.get(op, everywhere if everywhere in names else None)
         if forced is not None and forced not in names:
             raise ConfigError(f"--op {op}={forced}: no such implementation here; there are {names}")
+        part = None if forced else self._named_part(op, spec)
         verdicts: list[tuple[str, Verdict]] = []
         best: tuple[OpImpl, Support] | None = None
         for impl in known:
             verdict = self._judge(op, spec, impl)
             if forced is not None and impl.name != forced and isinstance(verdict, Support):
                 verdict = Reject("override", f"--op asks for {forced}")
+            if part and impl is not TABLE[op].reference and isinstance(verdict, Support):
+                verdict = Reject("override", f"--op asks for {part}, which is a part of this")
             verdicts.append((impl.name, verdict))
             better = isinstance(verdict, Support) and (
                 best is None or verdict.priority > best[1].priority
@@ -90,6 +93,17 @@ class Resolver:
         if best is None:
             raise ResolveError(no_implementation(op, spec, verdicts, self.require_native))
         return Decision(op, spec, best[0], best[1], verdicts)
+
+    def _named_part(self, op: str, spec: Any) -> str | None:
+        """A part of a composite, or a part of one, that --op names: it must be what runs."""
+        entry = TABLE[op]
+        for name, part in entry.parts(spec) if entry.parts else ():
+            if name in self.overrides:
+                return f"{name}={self.overrides[name]}"
+            found = self._named_part(name, part)
+            if found:
+                return found
+        return None
 
     def _judge(self, op: str, spec: Any, impl: OpImpl) -> Verdict:
         try:

@@ -13,6 +13,7 @@ def op_impls(device: Device) -> Iterable[tuple[str, OpImpl]]:
     from inferplane_triton import quantized
     from inferplane_triton.attention import PagedAttention
     from inferplane_triton.linear import InvariantLinear, InvariantLogits, Linear, Logits
+    from inferplane_triton.normed import NormLinear, NormMLP
     from inferplane_triton.rowwise import AddRMSNorm, Glu, RMSNorm, RopeWrite
     from inferplane_triton.sampling import Draw, Embedding, Filter, Logprobs
 
@@ -25,6 +26,8 @@ def op_impls(device: Device) -> Iterable[tuple[str, OpImpl]]:
         ("linear", Linear()),
         ("linear", InvariantLinear()),
         ("linear", quantized.Linear()),
+        ("norm_linear", NormLinear()),
+        ("norm_mlp", NormMLP()),
         ("logits", Logits()),
         ("logits", InvariantLogits()),
         ("logits", quantized.Logits()),

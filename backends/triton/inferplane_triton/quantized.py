@@ -64,11 +64,12 @@ class BytesProduct:
         import torch
 
         assert spec.scheme is not None
-        self._group = spec.scheme.activation_group
-        self._static = spec.scheme.static
+        self.group = spec.scheme.activation_group
+        self._torch_device = ctx.device.info.torch_device
         self._blocked = bool(spec.scheme.group)
         self._input = getattr(torch, spec.scheme.activation) if spec.scheme.activation else None
         self._pdl = bool(overlapped(ctx.device)["PDL"])
+        self._type = getattr(torch, spec.dtype)
         self._row = tuning.bytes_row(columns, width, bool(self._input), self._pdl)
         x = 1 if self._input else size_of(spec.dtype)
         fit = fitting(Operands(w=1, x=x, converted=not self._input), ctx.device)
@@ -90,32 +91,46 @@ class BytesProduct:
     def prepack(self, weight: QuantizedWeight) -> Bytes:
         return pack_bytes(weight)
 
+    def rounds(self, rows: int) -> bool:
+        """Whether the product of so many rows itself quantizes its inputs on the way."""
+        return rows == 1 and self._row is not None
+
     def __call__(self, x: "Tensor", w: Bytes, bias: "Tensor | None") -> "Tensor":
         x = x.contiguous()
         rows = x.shape[0]
-        y = x.new_empty((rows, w.values.shape[0]))
-        if rows == 0:
-            return y
         if rows == 1 and self._row:
+            y = x.new_empty((rows, w.values.shape[0]))
             launch.w8_row(x, w, bias, y, self._row)
             return y
-        scale = None
-        if self._input:
-            x, scale = self.quantize(x, w)
-            if rows > tuning.FEW and self._library:
-                return self._scaled_mm(x, scale, w, bias)
-        cut = next((few for most, few in self._few if rows <= most), self._many)
-        launch.w8_tiles(x, scale, w, bias, y, cut, self._scratch())
+        if self._input and rows:
+            return self.multiply(*self.quantize(x, w), w, bias)
+        return self.multiply(x, None, w, bias)
+
+    def multiply(
+        self, x: "Tensor", scale: "Tensor | None", w: Bytes, bias: "Tensor | None"
+    ) -> "Tensor":
+        """x [M, K] with its scale as `quantize` gives them, or plain without"""
+        rows = x.shape[0]
+        if scale is not None and rows > tuning.FEW and self._library:
+            return self._scaled_mm(x, scale, w, bias)
+        y = x.new_empty((rows, w.values.shape[0]), dtype=self._type)
+        if rows:
+            cut = next((few for most, few in self._few if rows <= most), self._many)
+            launch.w8_tiles(x, scale, w, bias, y, cut, self._scratch())
         return y
 
-    def quantize(self, x: "Tensor", w: Bytes) -> "tuple[Tensor, Tensor]":
+    def outputs(self, rows: int, width: int) -> "tuple[Tensor, Tensor]":
+        """Where quantized inputs [rows, width] and their scales go."""
         import torch
 
-        rows, width = x.shape
-        q = torch.empty_like(x, dtype=self._input)
-        groups = width // self._group if self._group else 1
-        scale = x.new_empty((rows, groups), dtype=torch.float32)
-        launch.quantize_rows(x, q, scale, w.input_scale, self._group, self._pdl)
+        groups = width // self.group if self.group else 1
+        where = self._torch_device
+        q = torch.empty((rows, width), dtype=self._input, device=where)
+        return q, torch.empty((rows, groups), dtype=torch.float32, device=where)
+
+    def quantize(self, x: "Tensor", w: Bytes) -> "tuple[Tensor, Tensor]":
+        q, scale = self.outputs(*x.shape)
+        launch.quantize_rows(x, q, scale, w.input_scale, self.group, self._pdl)
         return q, scale
 
     def _scaled_mm(self, q: "Tensor", scale: "Tensor", w: Bytes, bias: "Tensor | None") -> "Tensor":

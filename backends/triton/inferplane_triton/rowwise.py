@@ -24,7 +24,7 @@ def _supports(dtype: str, width: int) -> Support | Reject:
     return Support(priority=60, invariance="batch")  # a row never sees another
 
 
-def _warps(width: int) -> int:
+def warps(width: int) -> int:
     return 1 if width <= 512 else 4 if width <= 4096 else 8
 
 
@@ -45,7 +45,7 @@ class RMSNorm:
             kernels.rms[(flat.shape[0],)](
                 flat, weight, out, flat.stride(0), out.stride(0), spec.dim,
                 EPSILON=spec.epsilon, OFFSET=spec.offset, CAST_FIRST=spec.cast_first,
-                BLOCK=next_power(spec.dim), num_warps=_warps(spec.dim), **early,
+                BLOCK=next_power(spec.dim), num_warps=warps(spec.dim), **early,
             )  # fmt: skip
             return out.view(x.shape)
 
@@ -69,7 +69,7 @@ class AddRMSNorm:
             kernels.add_rms[(x.numel() // spec.dim,)](
                 x, residual, weight, out, total, spec.dim,
                 EPSILON=spec.epsilon, OFFSET=spec.offset, CAST_FIRST=spec.cast_first,
-                BLOCK=next_power(spec.dim), num_warps=_warps(spec.dim), **early,
+                BLOCK=next_power(spec.dim), num_warps=warps(spec.dim), **early,
             )  # fmt: skip
             return out, total
 

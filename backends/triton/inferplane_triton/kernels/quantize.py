@@ -1,4 +1,4 @@
-"""Inputs to FP8 or INT8: each element moves once.
+"""Inputs to FP8 or INT8: each element moves once; `store` ends kernels that compute them, too.
 
 K (2 + 1) bytes a token. Rounding is to nearest, ties to even; scales as
 `inferplane.hw.quantization.quantize_input` defines them. H100: 3.0 TB/s measured copy; below
@@ -20,23 +20,14 @@ def quantized(x, inverse, Number: tl.constexpr):
 
 
 @triton.jit
-def rows(
-    x_ptr, input_scale_ptr, q_ptr, scale_ptr, stride_x, K,
-    GROUP: tl.constexpr, WIDTH: tl.constexpr, STATIC: tl.constexpr, PDL: tl.constexpr,
+def store(
+    x, input_scale_ptr, q_ptr, scale_ptr, row, part, K,
+    GROUP: tl.constexpr, WIDTH: tl.constexpr, STATIC: tl.constexpr,
 ):  # fmt: skip
-    """x [M, K] -> q [M, K], scale f32 [M, K / GROUP]
-
-    One program a token and WIDTH values. GROUP is WIDTH (then it may exceed K) or divides it.
-    """
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    mask = at < K
+    """f32 x [WIDTH], values part * WIDTH and on of a row, zero from K on -> q [M, K], scale f32
+    [M, K / GROUP]. GROUP is WIDTH (then it may exceed K) or divides it."""
     Number: tl.constexpr = q_ptr.dtype.element_ty
     LIMIT: tl.constexpr = 127.0 if Number == tl.int8 else 448.0
-    x = tl.load(x_ptr + row * stride_x + at, mask=mask, other=0.0).to(tl.float32)
     if STATIC:
         scale = tl.load(input_scale_ptr)
         tl.store(scale_ptr + row, scale)
@@ -45,8 +36,25 @@ def rows(
         x = tl.reshape(x, [WIDTH // GROUP, GROUP])
         largest = tl.max(tl.abs(x), 1)
         scale = tl.where(largest == 0.0, 1.0, largest / LIMIT)
-        group = tl.program_id(1) * (WIDTH // GROUP) + tl.arange(0, WIDTH // GROUP)
+        group = part * (WIDTH // GROUP) + tl.arange(0, WIDTH // GROUP)
         groups = (K + GROUP - 1) // GROUP
         tl.store(scale_ptr + row * groups + group, scale, mask=group < groups)
         q = tl.reshape(quantized(x, (1.0 / scale)[:, None], Number), [WIDTH])
-    tl.store(q_ptr + row * K + at, q, mask=mask)
+    at = part * WIDTH + tl.arange(0, WIDTH)
+    tl.store(q_ptr + row * K + at, q, mask=at < K)
+
+
+@triton.jit
+def rows(
+    x_ptr, input_scale_ptr, q_ptr, scale_ptr, stride_x, K,
+    GROUP: tl.constexpr, WIDTH: tl.constexpr, STATIC: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """x [M, K] -> q [M, K], scale f32 [M, K / GROUP]; one program a token and WIDTH values"""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    at = part * WIDTH + tl.arange(0, WIDTH)
+    x = tl.load(x_ptr + row * stride_x + at, mask=at < K, other=0.0).to(tl.float32)
+    store(x, input_scale_ptr, q_ptr, scale_ptr, row, part, K, GROUP, WIDTH, STATIC)

@@ -3,12 +3,15 @@ the KV write. All are bound by memory (H100: 3.0 TB/s measured copy) or, below a
 by the launch.
 
 rms:     2 T d elements; add_rms: 4 T d; glu: 3 T F; rope_write: 2 T (Hq + 2 Hkv) D.
+rms_quantize and glu_quantize write a byte in place of an element, and nobody reads elements again.
 RMS norm: Zhang and Sennrich, arXiv 1910.07467. Rotary embedding: Su et al., arXiv 2104.09864.
 """
 
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from inferplane_triton.kernels.quantize import store
 
 
 @triton.jit
@@ -67,6 +70,17 @@ def add_rms(
 
 
 @triton.jit
+def _gated(gate, up, GELU: tl.constexpr, TYPE: tl.constexpr):
+    """f32 -> act(gate) * up in TYPE"""
+    if GELU:
+        inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
+        value = gate * tl.sigmoid(2.0 * inner)  # 0.5 (1 + tanh y) = sigmoid(2 y)
+    else:
+        value = gate * tl.sigmoid(gate)
+    return (value.to(TYPE).to(tl.float32) * up).to(TYPE)
+
+
+@triton.jit
 def glu(x_ptr, out_ptr, size, GELU: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """x [T, 2F] (gate, then up) -> act(gate) * up [T, F]"""
     if PDL:
@@ -77,13 +91,51 @@ def glu(x_ptr, out_ptr, size, GELU: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.c
     mask = at < size
     gate = tl.load(x_ptr + row * 2 * size + at, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(x_ptr + row * 2 * size + size + at, mask=mask, other=0.0).to(tl.float32)
-    if GELU:
-        inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
-        value = gate * tl.sigmoid(2.0 * inner)  # 0.5 (1 + tanh y) = sigmoid(2 y)
-    else:
-        value = gate * tl.sigmoid(gate)
-    value = value.to(out_ptr.dtype.element_ty).to(tl.float32) * up
-    tl.store(out_ptr + row * size + at, value.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + row * size + at, _gated(gate, up, GELU, out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def rms_quantize(
+    x_ptr, residual_ptr, weight_ptr, input_scale_ptr, q_ptr, scale_ptr, sum_ptr, width,
+    EPSILON: tl.constexpr, OFFSET: tl.constexpr, CAST_FIRST: tl.constexpr, BLOCK: tl.constexpr,
+    GROUP: tl.constexpr, STATIC: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """What add_rms (ADD) or rms gives, as kernels/quantize.py rounds it: the same bits"""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    mask = at < width
+    TYPE: tl.constexpr = x_ptr.dtype.element_ty
+    x = tl.load(x_ptr + row * width + at, mask=mask, other=0.0).to(tl.float32)
+    if ADD:
+        x += tl.load(residual_ptr + row * width + at, mask=mask, other=0.0).to(tl.float32)
+        rounded = x.to(TYPE)
+        tl.store(sum_ptr + row * width + at, rounded, mask=mask)
+        x = rounded.to(tl.float32)
+    weight = tl.load(weight_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    y = _normalize(x, weight, width, EPSILON, OFFSET, CAST_FIRST, TYPE).to(tl.float32)
+    store(y, input_scale_ptr, q_ptr, scale_ptr, row, 0, width, GROUP, BLOCK, STATIC)
+
+
+@triton.jit
+def glu_quantize(
+    x_ptr, input_scale_ptr, q_ptr, scale_ptr, size, GELU: tl.constexpr, BLOCK: tl.constexpr,
+    GROUP: tl.constexpr, STATIC: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """What glu gives, as kernels/quantize.py rounds it; one program a token and BLOCK values"""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    at = part * BLOCK + tl.arange(0, BLOCK)
+    mask = at < size
+    gate = tl.load(x_ptr + row * 2 * size + at, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(x_ptr + row * 2 * size + size + at, mask=mask, other=0.0).to(tl.float32)
+    y = _gated(gate, up, GELU, x_ptr.dtype.element_ty).to(tl.float32)
+    store(y, input_scale_ptr, q_ptr, scale_ptr, row, part, size, GROUP, BLOCK, STATIC)
 
 
 @triton.jit
