@@ -64,6 +64,11 @@ class Config:
         "auto",
         choices=("auto", "fp8_e4m3", "int8"),
     )
+    attention_backend: str = setting(
+        "implementation of attention: auto takes the best one; others are named by explain, such "
+        "as reference",
+        "auto",
+    )
     kv_cache_tokens: int | None = setting(
         "size of the KV cache in tokens; default: from --memory-fraction", None
     )

@@ -14,6 +14,7 @@ from inferplane.hw.op import STRENGTH, OpImpl, Reject, Support, describe
 from inferplane.hw.ops import TABLE
 
 Verdict = Support | Reject
+ATTENTION = "attention.paged"
 
 
 @dataclass(slots=True)
@@ -35,6 +36,7 @@ class Resolver:
     `overrides` maps an op name (or "*") to an implementation name; `capture` asks for ops that a
     graph can record, but for those named in `breaks`; `require_native` turns a fallback to a
     reference into an error.
+    `attention`: auto, or the implementation of attention that --attention-backend names.
     """
 
     device: Device
@@ -43,6 +45,7 @@ class Resolver:
     require_native: bool = False
     capture: bool = False
     breaks: frozenset[str] = frozenset()
+    attention: str = "auto"
     decisions: dict[tuple[str, Any], Decision] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -58,6 +61,24 @@ class Resolver:
         for op, impl in self.impls:
             if op not in TABLE:
                 raise ResolveError(f"{impl.name} implements {op}, which the contract lacks")
+        if self.attention != "auto":
+            self.overrides = self.overrides | {ATTENTION: self._attention_impl()}
+
+    def _attention_impl(self) -> str:
+        """The implementation that --attention-backend means, by its short or its whole name."""
+        if ATTENTION in self.overrides:
+            raise ConfigError(
+                f"--attention-backend {self.attention} and --op {ATTENTION}="
+                f"{self.overrides[ATTENTION]} say the same thing: leave one of them out"
+            )
+        known = [impl.name for op, impl in self.impls if op == ATTENTION] + ["reference"]
+        for name in known:
+            if self.attention in (short_name(name), name):
+                return name
+        raise ConfigError(
+            f"--attention-backend {self.attention}: {self.device.info.name} has none of this name; "
+            f"there are auto, {', '.join(map(short_name, known))}"
+        )
 
     def resolve(self, op: str, spec: Any) -> Decision:
         """The decision for a spec, taken now or earlier. Raises ResolveError."""
@@ -81,7 +102,7 @@ class Resolver:
         for impl in known:
             verdict = self._judge(op, spec, impl)
             if forced is not None and impl.name != forced and isinstance(verdict, Support):
-                verdict = Reject("override", f"--op asks for {forced}")
+                verdict = Reject("override", f"{self._asking(op)} asks for {forced}")
             if part and impl is not TABLE[op].reference and isinstance(verdict, Support):
                 verdict = Reject("override", f"--op asks for {part}, which is a part of this")
             verdicts.append((impl.name, verdict))
@@ -91,7 +112,11 @@ class Resolver:
             if better and isinstance(verdict, Support):
                 best = (impl, verdict)
         if best is None:
-            raise ResolveError(no_implementation(op, spec, verdicts, self.require_native))
+            asking = self._asking(op)
+            text = no_implementation(op, spec, verdicts, self.require_native, asking)
+            if asking != "--op":
+                text = self._attention_unavailable(verdicts) + text
+            raise ResolveError(text)
         return Decision(op, spec, best[0], best[1], verdicts)
 
     def _named_part(self, op: str, spec: Any) -> str | None:
@@ -104,6 +129,20 @@ class Resolver:
             if found:
                 return found
         return None
+
+    def _asking(self, op: str) -> str:
+        """The option that an override of this op comes from."""
+        return "--attention-backend" if op == ATTENTION and self.attention != "auto" else "--op"
+
+    def _attention_unavailable(self, verdicts: list[tuple[str, Verdict]]) -> str:
+        """The first line of the error: why not this one, and which ones are possible."""
+        reasons = {name: v for name, v in verdicts if isinstance(v, Reject)}
+        able = [short_name(name) for name, v in reasons.items() if v.code == "override"]
+        reason = reasons[self.overrides[ATTENTION]].reason
+        return (
+            f"--attention-backend {self.attention}: {reason}; "
+            f"possible here: {', '.join(['auto', *able] if able else ['none'])}\n"
+        )
 
     def _judge(self, op: str, spec: Any, impl: OpImpl) -> Verdict:
         try:
@@ -147,7 +186,7 @@ class Resolver:
             for layout in layouts:
                 kv = replace(spec.kv, layout=layout.id, opaque=not layout.strided, page_size=size)
                 try:
-                    found = self._decide("attention.paged", replace(spec, kv=kv))
+                    found = self._decide(ATTENTION, replace(spec, kv=kv))
                 except ResolveError as error:
                     failure = failure or error
                     continue
@@ -170,8 +209,16 @@ class Resolver:
         )
 
 
-def no_implementation(op: str, spec: Any, verdicts: list[tuple[str, Verdict]], strict: bool) -> str:
-    """The error text when every candidate was rejected."""
+def short_name(impl: str) -> str:
+    """What --attention-backend calls it: acme.flash is flash, acme.attention is acme."""
+    vendor, _, kernel = impl.partition(".")
+    return kernel if kernel and kernel != "attention" else vendor
+
+
+def no_implementation(
+    op: str, spec: Any, verdicts: list[tuple[str, Verdict]], strict: bool, asking: str
+) -> str:
+    """The error text when every candidate was rejected. `asking`: the option that overrides."""
     layer = getattr(spec, "layer", None)
     where = "" if layer is None else f" for layer {layer}"
     lines = [f"no implementation of {op}{where}" + (" (strict mode)" if strict else "")]
@@ -180,7 +227,7 @@ def no_implementation(op: str, spec: Any, verdicts: list[tuple[str, Verdict]], s
         assert isinstance(verdict, Reject)
         lines.append(f"  {name:<20} rejected[{verdict.code}]: {verdict.reason}")
     if any(verdict.code == "override" for _, verdict in verdicts if isinstance(verdict, Reject)):
-        lines.append("  try: leave out --op, or name another implementation")
+        lines.append(f"  try: leave out {asking}, or name another implementation")
     elif strict:
         lines.append(f"  try: --op {op}=reference (slow), or leave out --require-native")
     else:

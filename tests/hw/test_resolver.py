@@ -198,6 +198,52 @@ def test_overrides_that_are_mistakes() -> None:
         assert refusal(item) == (f"--op {item}: write OP=IMPLEMENTATION, e.g. linear=reference")
 
 
+def with_attention(name: str, *overrides: str) -> Resolver:
+    impls = kernels(
+        "attention.paged",
+        attention=60,
+        flash=50,
+        gone=Reject("library", "not installed: pip install gone"),
+    )
+    return resolver(impls, *overrides, attention=name)
+
+
+def test_attention_is_chosen_by_its_short_name() -> None:
+    for name, impl in (
+        ("auto", "acme.attention"),
+        ("acme", "acme.attention"),
+        ("flash", "acme.flash"),
+        ("acme.flash", "acme.flash"),
+        ("reference", "reference"),
+    ):
+        made = with_attention(name)
+        assert made.resolve("attention.paged", ATTENTION).chosen.name == impl
+        assert made.resolve("linear", LINEAR).chosen.name == "reference"
+    verdicts = dict(with_attention("flash").resolve("attention.paged", ATTENTION).verdicts)
+    assert verdicts["reference"] == Reject("override", "--attention-backend asks for acme.flash")
+    with pytest.raises(ConfigError) as caught:
+        with_attention("flesh")
+    assert str(caught.value) == (
+        "--attention-backend flesh: cpu has none of this name; "
+        "there are auto, acme, flash, gone, reference"
+    )
+    with pytest.raises(ConfigError, match="say the same thing: leave one of them out"):
+        with_attention("flash", "attention.paged=reference")
+
+
+def test_attention_that_is_asked_for_and_not_possible() -> None:
+    with pytest.raises(ResolveError) as caught:
+        with_attention("gone").resolve("attention.paged", ATTENTION)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == (
+        "--attention-backend gone: not installed: pip install gone; "
+        "possible here: auto, acme, flash, reference"
+    )
+    assert lines[-1] == "  try: leave out --attention-backend, or name another implementation"
+    with pytest.raises(ResolveError, match=r"^--attention-backend gone: not installed"):
+        with_attention("gone").choose_pages(ATTENTION, [CANONICAL], [16, 32])
+
+
 def test_strict_mode_names_every_candidate() -> None:
     impls = kernels(
         "attention.paged",

@@ -302,6 +302,7 @@ def make_resolver(
         require_native=config.require_native,
         capture=graphs is not None,
         breaks=OPS if breaks_of(graphs, device) else frozenset(),
+        attention=config.attention_backend,
     )
 
 
