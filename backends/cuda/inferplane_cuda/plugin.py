@@ -108,10 +108,14 @@ def op_impls(device: Device) -> Iterable[tuple[str, OpImpl]]:
     if not isinstance(device, CudaDevice):
         return ()
     from inferplane_cuda import int4, invariant, scaled
+    from inferplane_cuda.attention.fa3 import FlashAttention3
+    from inferplane_cuda.attention.flashinfer import FlashInfer
     from inferplane_cuda.linear import Linear, Logits
 
     kernels = int4.Kernels(device.compiler)
     return [
+        ("attention.paged", FlashInfer()),
+        ("attention.paged", FlashAttention3()),
         ("linear", Linear()),
         ("linear", invariant.Linear()),
         ("linear", scaled.Linear()),

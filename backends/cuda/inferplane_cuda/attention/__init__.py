@@ -1,0 +1,1 @@
+"""attention.paged by the kernels of other packages, where these are installed."""
