@@ -5,8 +5,11 @@ there is no accelerator: with smaller models, as `accelerated` says."""
 
 import pytest
 
-from inferplane.hw import Device
+from inferplane.hw import Device, KVSpec, Support
+from inferplane.hw.op import Determinism
+from inferplane.hw.ops.attention import AttentionSpec
 from inferplane.plugins import BACKENDS, Plugins
+from inferplane.resolver import short_name
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,3 +53,27 @@ def accelerated(backend: str) -> bool:
     """Whether models may have the sizes of real ones."""
     info = Plugins().load(BACKENDS, backend).info
     return info is not None and info.is_accelerator
+
+
+def attention_backends(device: Device, determinism: Determinism) -> list[str]:
+    """What --attention-backend can be for the tiny model "wide" in bfloat16; says why others
+    cannot."""
+    kv = KVSpec(num_kv_heads=2, head_dim=64, dtype="bfloat16", page_size=16)
+    spec = AttentionSpec(
+        layer=0,
+        group=0,
+        num_heads=8,
+        kv=kv,
+        dtype="bfloat16",
+        scale=0.125,
+        determinism=determinism,
+    )
+    found = []
+    for op, impl in Plugins().op_impls(device):
+        if op == "attention.paged":
+            verdict = impl.supports(spec, device)
+            if isinstance(verdict, Support):
+                found.append(short_name(impl.name))
+            else:
+                print(f"{impl.name}: {verdict.reason}")
+    return found

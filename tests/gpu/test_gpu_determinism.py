@@ -15,11 +15,13 @@ import pytest
 
 from inferplane.config import Config
 from inferplane.engine import EngineCore, open_engine
+from inferplane.hw import Device
 from inferplane.messages import Submit
 from inferplane.plugins import Plugins
 from inferplane.sampling_params import SamplingParams
 from inferplane.testing.tiny import CONFIGS, TinySource, TinyTensors
 from inferplane.testing.workload import Answer, serve
+from tests.gpu.conftest import attention_backends
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
@@ -213,6 +215,16 @@ def test_trials(make: Make, quiet: EngineCore, vocab: int, mode: str, chunk: int
     print(f"{mode}: {compared} items compared, {stats.cached_tokens} tokens from the cache")
     assert compared > TRIALS * LARGEST // 2
     assert stats.cached_tokens > 0
+
+
+def test_every_attention_that_offers_it(make: Make, device: Device, vocab: int) -> None:
+    for name in attention_backends(device, "batch"):
+        quiet = make(max_batch_tokens=4096, disable_prefix_cache=True, attention_backend=name)
+        expected = one_by_one(quiet, watched(vocab))
+        for chunk in (64, 1024):
+            core = make(max_batch_tokens=chunk, attention_backend=name)
+            for _ in range(2):  # with cached pages, too
+                assert_same(core, watched(vocab) + others(60, 5, vocab), expected)
 
 
 def test_the_check_notices(make: Make, alone: dict[str, Answer], vocab: int, backend: str) -> None:

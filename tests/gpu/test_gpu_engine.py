@@ -1,10 +1,17 @@
 """Whole engines on the accelerator beside the same engines on the CPU's reference."""
 
+import random
+
 import pytest
 
+from inferplane.hw import Device
+from inferplane.messages import Submit
 from inferplane.plugins import Plugins
+from inferplane.resolver import short_name
+from inferplane.sampling_params import SamplingParams
 from inferplane.testing.null import SETTINGS, NullBackend
 from inferplane.testing.workload import Answer, requests, serve, tiny_engine
+from tests.gpu.conftest import attention_backends
 
 pytestmark = pytest.mark.gpu
 
@@ -51,3 +58,64 @@ def test_recorded_steps_have_the_bits_of_eager_ones(backend: str, model: str) ->
         engine = tiny_engine(model, Plugins(), backend, disable_graphs=off, dtype="bfloat16")
         both.append(serve(engine, requests())[0])
     assert both[0] == both[1]
+
+
+def greedy(vocab: int = 4096) -> list[Submit]:
+    """Prompts longer than the token budget and ones that share a beginning."""
+    choose = random.Random(1)
+    shared = [choose.randrange(vocab) for _ in range(90)]
+    return [
+        Submit(
+            request_id=f"g{index}",
+            prompt=shared[: choose.choice((0, 33, 90))]
+            + [choose.randrange(vocab) for _ in range(choose.choice((1, 7, 60, 333)))],
+            params=SamplingParams(temperature=0.0, logprobs=5),
+            stop_ids=[],
+            max_tokens=choose.randint(8, 40),
+            seed=0,
+        )
+        for index in range(16)
+    ]
+
+
+def agreement(have: dict[str, Answer], want: dict[str, Answer]) -> float:
+    """The part of the tokens that is the same up to the first place where two tokens are about
+    as likely and the other one is taken. Anything else is an error."""
+    same = total = 0
+    for name, answer in want.items():
+        total += len(answer.tokens)
+        for one, other in zip(have[name].logprobs, answer.logprobs, strict=True):
+            if one.token != other.token:
+                rival = {top[0]: top[1] for top in other.top}[one.token]
+                assert other.logprob - rival < 0.2, name
+                break
+            assert abs(one.logprob - other.logprob) < 0.2, name
+            same += 1
+    return same / total
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_every_attention_gives_the_same_text(backend: str, device: Device, graphs: bool) -> None:
+    def answers(attention: str) -> dict[str, Answer]:
+        engine = tiny_engine(
+            "wide",
+            Plugins(),
+            backend,
+            dtype="bfloat16",
+            max_running=8,
+            max_batch_tokens=128,
+            page_size=16,
+            kv_cache_tokens=2048,
+            max_model_len=1024,
+            disable_graphs=not graphs,
+            attention_backend=attention,
+        )
+        chosen = engine.loaded.resolver.decisions.values()
+        used = {short_name(d.chosen.name) for d in chosen if d.op == "attention.paged"}
+        assert used == {attention}
+        return serve(engine, greedy())[0]
+
+    want = answers("reference")
+    found = {name: agreement(answers(name), want) for name in attention_backends(device, "run")}
+    print(found)
+    assert min(found.values()) > 0.5, found

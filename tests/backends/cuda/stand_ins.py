@@ -8,6 +8,7 @@ the order of the sums, depends on what it is called with; recorded steps read fi
 import sys
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -227,7 +228,7 @@ class Wrapper:
             self.recorded = now
         out = torch.zeros_like(q) if out is None else out
         starts, first, indices, last = (b.tolist() for b in self.buffers)
-        for b, (begin, end) in enumerate(zip(starts, starts[1:], strict=False)):
+        for b, (begin, end) in enumerate(pairwise(starts)):
             table = torch.tensor(indices[first[b] : first[b + 1]], dtype=torch.int32)
             length = (len(table) - 1) * plan["page_size"] + last[b] if len(table) else 0
             position = length - (end - begin) + torch.arange(end - begin)

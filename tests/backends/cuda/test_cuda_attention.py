@@ -301,7 +301,9 @@ def test_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_flashinfer_needs_a_compiler_or_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_ins.flashinfer(monkeypatch)
     monkeypatch.setattr("shutil.which", lambda name: None)
-    monkeypatch.setattr("inferplane_cuda.attention.flashinfer.NVCC", __import__("pathlib").Path("/no"))
+    monkeypatch.setattr(
+        "inferplane_cuda.attention.flashinfer.NVCC", __import__("pathlib").Path("/no")
+    )
     assert isinstance(FlashInfer().supports(SPEC, DEVICE), Support)
     monkeypatch.delitem(__import__("sys").modules, "flashinfer_jit_cache")
     found = FlashInfer().supports(SPEC, DEVICE)
@@ -345,5 +347,3 @@ def test_a_package_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     with pytest.raises(Exception, match=r"its kernel cannot be made \(ninja\)"):
         FlashInfer().build(SPEC, context)
-
-
