@@ -109,6 +109,7 @@ def op_impls(device: Device) -> Iterable[tuple[str, OpImpl]]:
         return ()
     from inferplane_cuda import int4, invariant, scaled
     from inferplane_cuda.attention.fa3 import FlashAttention3
+    from inferplane_cuda.attention.fa4 import FlashAttention4
     from inferplane_cuda.attention.flashinfer import FlashInfer
     from inferplane_cuda.linear import Linear, Logits
 
@@ -116,6 +117,7 @@ def op_impls(device: Device) -> Iterable[tuple[str, OpImpl]]:
     return [
         ("attention.paged", FlashInfer()),
         ("attention.paged", FlashAttention3()),
+        ("attention.paged", FlashAttention4()),
         ("linear", Linear()),
         ("linear", invariant.Linear()),
         ("linear", scaled.Linear()),

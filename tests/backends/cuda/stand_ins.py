@@ -1,4 +1,4 @@
-"""Stand-ins of the packages flash_attn_3 and flashinfer: the same signatures, attention in torch.
+"""Stand-ins of flash_attn_3, flash_attn.cute and flashinfer: their signatures, attention in torch.
 
 They take what the real ones take and behave as these do where it matters: values behind the end of
 a sequence count as zeros, other keys of a page are used and masked; which kernel computes, and so
@@ -49,6 +49,7 @@ def rows(
     left: int,
     softcap: float,
     block: int,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """q[n, Hq, D] at `position` [n] over k and v[S, Hkv, D], `block` keys at a time. Sums are over
     products, not by matrix products, so that a query's bits do not depend on the others."""
@@ -56,6 +57,8 @@ def rows(
     k, v = (x.repeat_interleave(shared, 1).transpose(0, 1).float() for x in (k, v))  # [Hq, S, D]
     peak = torch.full((*q.shape[:2], 1), -1e30)
     total, acc = torch.zeros_like(peak), torch.zeros(q.shape)
+    if sinks is not None:
+        peak, total = sinks[:, None].expand_as(peak), torch.ones_like(peak)
     at = position[:, None, None]
     for start in range(0, int(position.max()) + 1 if len(position) else 0, block):
         kb, vb = (x[:, start : start + block] for x in (k, v))
@@ -112,19 +115,69 @@ def flash_attn_3(monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool] = FLAGS
 
 
 def _fa3(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, given: dict[str, Any]) -> None:
+    table, lengths = given["page_table"], given["seqused_k"]
+    left, longest = given["window_size_left"], given["max_seqlen_q"] or 1
+    assert given["sinks"] is None and given["is_causal"]
+    if left >= table.shape[1] * k.shape[1] - 1:
+        left = -1
+    single = longest == 1 and left < 0 and not 64 < q.shape[-1] <= 128
+    block = 24 if left >= 0 else 40 if single else 32
+    if given["num_splits"] != 1 or not given["pack_gqa"]:
+        block += 4 * (lengths.shape[0] % 3)  # the package chooses
+    _sequences(q, k, v, given, left, longest, block)
+
+
+def flash_attn_4(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """flash_attn.cute of flash-attn-4 4.0.0b36 on sm_90"""
+    calls = Calls()
+
+    def _flash_attn_fwd(
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        cu_seqlens_q: torch.Tensor | None = None,
+        seqused_k: torch.Tensor | None = None,
+        max_seqlen_q: int | None = None,
+        page_table: torch.Tensor | None = None,
+        softmax_scale: float | None = None,
+        causal: bool = False,
+        softcap: float | None = None,
+        window_size_left: int | None = None,
+        learnable_sink: torch.Tensor | None = None,
+        num_splits: int = 1,
+        out: torch.Tensor | None = None,
+    ) -> Any:
+        given = dict(locals())
+        calls.seen.append(given)
+        assert causal and num_splits == 1, "SplitKV not supported on SM 9.0"
+        shared, longest = q.shape[-2] // k.shape[-2], max_seqlen_q or 1
+        block = 32 if longest * shared > 192 else 40 if cu_seqlens_q is None else 48
+        left = -1 if window_size_left is None else window_size_left
+        _sequences(q, k, v, given, left, longest, block)
+        return out, None, None, None, None
+
+    package = install(monkeypatch, "flash_attn")
+    package.__path__ = []
+    install(monkeypatch, "flash_attn.cute")
+    install(monkeypatch, "flash_attn.cute.interface", _flash_attn_fwd=_flash_attn_fwd)
+    return calls
+
+
+def _sequences(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    given: dict[str, Any],
+    left: int,
+    longest: int,
+    block: int,
+) -> None:
     table, lengths, out = given["page_table"], given["seqused_k"], given["out"]
     for tensor in (q, k, v, table):
         assert tensor.stride(-1) == 1
     assert out.is_contiguous()
     assert k.shape[1] < 64, "such pages would be read whole"
-    left, longest = given["window_size_left"], given.get("max_seqlen_q") or 1
-    if left >= table.shape[1] * k.shape[1] - 1:
-        left = -1
-    single = longest == 1 and left < 0 and not 64 < q.shape[-1] <= 128
-    block = 24 if left >= 0 else 40 if single else 32
-    if given.get("num_splits") != 1 or not given.get("pack_gqa"):
-        block += 4 * (lengths.shape[0] % 3)  # the package chooses
-    starts = given["cu_seqlens_q"]
+    starts, sinks = given["cu_seqlens_q"], given.get("learnable_sink")
     batched = starts is None
     for b, length in enumerate(lengths.tolist()):
         span = slice(b, b + 1) if batched else slice(starts[b], starts[b + 1])
@@ -134,9 +187,8 @@ def _fa3(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, given: dict[str, Any
         keys = gather(k, table[b][:held], length, zeros=False)
         values = gather(v, table[b][:held], length, zeros=True)
         position = length - len(queries) + torch.arange(len(queries))
-        result = rows(
-            queries, keys, values, position, given["softmax_scale"], left, given["softcap"], block
-        )
+        scale, softcap = given["softmax_scale"], given["softcap"]
+        result = rows(queries, keys, values, position, scale, left, softcap, block, sinks)
         (out[b] if batched else out[span]).copy_(result)
 
 

@@ -1,7 +1,10 @@
 """Attention by other packages: arguments, plans and refusals, with stand-ins of the packages."""
 
 import random
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +27,7 @@ from inferplane.hw.ops.attention_inputs import paged_batch
 from inferplane.testing.op_run import Built, OneOp
 from inferplane.testing.ops import check_op, conformance_cases
 from inferplane_cuda.attention.fa3 import FlashAttention3
+from inferplane_cuda.attention.fa4 import FlashAttention4
 from inferplane_cuda.attention.flashinfer import FlashInfer, Plans, outdated
 from tests.backends.cuda import stand_ins
 
@@ -39,11 +43,18 @@ SPEC = AttentionSpec(
 )
 
 
-@pytest.fixture(params=[FlashAttention3, FlashInfer])
-def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    stand_in = {FlashAttention3: stand_ins.flash_attn_3, FlashInfer: stand_ins.flashinfer}
-    request.node.stand_in = stand_in[request.param](monkeypatch)
-    return request.param()
+PACKAGES: dict[Any, Any] = {
+    FlashAttention3: stand_ins.flash_attn_3,
+    FlashAttention4: stand_ins.flash_attn_4,
+    FlashInfer: stand_ins.flashinfer,
+}
+
+
+@pytest.fixture(params=PACKAGES)
+def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    kept = PACKAGES[request.param](monkeypatch)
+    yield request.param()
+    del kept
 
 
 @dataclass
@@ -97,7 +108,7 @@ def test_conformance(impl: Any) -> None:
     ]
     assert len(taken) > 6
     assert {spec.window for spec in taken} >= {0, 1, 40, 512}
-    modes = {"run", "batch"} if isinstance(impl, FlashAttention3) else {"run"}
+    modes = {"run"} if isinstance(impl, FlashInfer) else {"run", "batch"}
     assert {spec.determinism for spec in taken} == modes
 
 
@@ -251,49 +262,52 @@ def test_parts_of_sequences_fit_the_workspace_of_flashinfer(
     assert [size for size, splits in found.items() if not splits] == [(1024, 256)]
 
 
-@pytest.mark.parametrize(
-    ("changes", "arch", "reasons"),
-    [
-        ({}, "sm_90", ("", "")),
-        ({}, "sm_80", ("made for sm_90, not sm_80", "")),
-        ({}, "sm_75", ("made for sm_90, not sm_75", "made for sm_80 and later, not sm_75")),
-        ({"dtype": "float32"}, "sm_90", ("float32 is not bfloat16 or float16",) * 2),
-        ({"tree": True}, "sm_90", ("tree masks",) * 2),
-        ({"sinks": True}, "sm_90", ("sinks in float32", "sinks")),
-        ({"softcap": 30.0}, "sm_90", ("the package is built without softcap", "")),
-        ({"window": 64}, "sm_90", ("", "")),
-        ({"kv.opaque": True}, "sm_90", ("needs pages with strides",) * 2),
-        ({"kv.page_size": 64}, "sm_90", ("64 is more than 32", "")),
-        ({"kv.head_dim": 80}, "sm_90", ("", "head_dim 80 is not one of (64, 128, 256)")),
-        ({"kv.head_dim": 60}, "sm_90", ("head_dim 60 is not a multiple of 8", "head_dim 60")),
-        ({"kv.head_dim": 320}, "sm_90", ("head_dim 320, the package has up to [256]", "head_dim")),
-        ({"kv.dtype": "float8_e4m3fn"}, "sm_90", ("pages in float8_e4m3fn", "")),
-        ({"kv.dtype": "int8"}, "sm_90", ("pages in int8", "pages in int8")),
-        ({"determinism": "batch"}, "sm_90", ("", "its tiles depend on the queries")),
-    ],
-)
+REASONS: list[tuple[dict[str, Any], str, tuple[str, str, str]]] = [
+    ({}, "sm_90", ("", "", "")),
+    ({}, "sm_100", ("made for sm_90, not sm_100", "", "")),
+    ({}, "sm_80", ("made for sm_90, not sm_80", "no pages on sm_80", "")),
+    ({}, "", ("made for sm_90, not this GPU", "no pages on this GPU", "made for sm_80 and later")),
+    ({"dtype": "float32"}, "sm_90", ("float32 is not bfloat16 or float16",) * 3),
+    ({"tree": True}, "sm_90", ("tree masks",) * 3),
+    ({"sinks": True}, "sm_90", ("sinks in float32", "", "sinks")),
+    ({"softcap": 30.0}, "sm_90", ("the package is built without softcap", "", "")),
+    ({"window": 64}, "sm_90", ("", "", "")),
+    ({"kv.opaque": True}, "sm_90", ("needs pages with strides",) * 3),
+    ({"kv.page_size": 64}, "sm_90", ("64 is more than 32", "64 is more than 32", "")),
+    ({"kv.head_dim": 80}, "sm_90", ("", "", "head_dim 80 is not one of (64, 128, 256)")),
+    ({"kv.head_dim": 192}, "sm_100", ("made for", "head_dim 192", "head_dim 192 is not one")),
+    ({"kv.head_dim": 60}, "sm_90", ("head_dim 60 is not a multiple of 8", "head_dim 60", "head_")),
+    ({"kv.head_dim": 320}, "sm_90", ("head_dim 320, the package has up to [256]", "head", "head")),
+    ({"kv.dtype": "float8_e4m3fn"}, "sm_90", ("pages in float8_e4m3fn", "pages in float8", "")),
+    ({"kv.dtype": "int8"}, "sm_90", ("pages in int8",) * 3),
+    ({"determinism": "batch"}, "sm_90", ("", "", "its tiles depend on the queries")),
+]
+
+
+@pytest.mark.parametrize(("changes", "arch", "reasons"), REASONS)
 def test_what_they_take(
     changes: dict[str, Any],
     arch: str,
-    reasons: tuple[str, str],
+    reasons: tuple[str, str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stand_ins.flash_attn_3(monkeypatch)
-    stand_ins.flashinfer(monkeypatch)
     device = TorchDevice(DeviceInfo(backend="cuda", torch_device="cpu", name="GPU", arch=arch))
     pages = {name[3:]: value for name, value in changes.items() if name.startswith("kv.")}
     rest = {name: value for name, value in changes.items() if not name.startswith("kv.")}
     spec = replace(SPEC, kv=replace(SPEC.kv, **pages), **rest)
-    for impl, reason in zip((FlashAttention3(), FlashInfer()), reasons, strict=True):
-        found = impl.supports(spec, device)
+    for (impl, install), reason in zip(PACKAGES.items(), reasons, strict=True):
+        kept = install(monkeypatch)
+        found = impl().supports(spec, device)
         assert isinstance(found, Reject) == bool(reason), found
         assert not isinstance(found, Reject) or found.reason.startswith(reason)
+        del kept
 
 
 def test_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    impls: tuple[OpImpl, ...] = (FlashAttention3(), FlashInfer())
+    impls: tuple[OpImpl, ...] = (FlashAttention3(), FlashAttention4(), FlashInfer())
+    names = ("tokenspeed-fa3", "flash-attn-4", "flashinfer-python")
     monkeypatch.setattr("inferplane_cuda.attention.packages.find_spec", lambda name: None)
-    for impl, package in zip(impls, ("tokenspeed-fa3", "flashinfer-python"), strict=True):
+    for impl, package in zip(impls, names, strict=True):
         wanted = Reject("library", f"not installed: pip install {package}")
         assert impl.supports(SPEC, DEVICE) == wanted
 
@@ -301,11 +315,9 @@ def test_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_flashinfer_needs_a_compiler_or_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_ins.flashinfer(monkeypatch)
     monkeypatch.setattr("shutil.which", lambda name: None)
-    monkeypatch.setattr(
-        "inferplane_cuda.attention.flashinfer.NVCC", __import__("pathlib").Path("/no")
-    )
+    monkeypatch.setattr("inferplane_cuda.attention.flashinfer.NVCC", Path("/none"))
     assert isinstance(FlashInfer().supports(SPEC, DEVICE), Support)
-    monkeypatch.delitem(__import__("sys").modules, "flashinfer_jit_cache")
+    monkeypatch.delitem(sys.modules, "flashinfer_jit_cache")
     found = FlashInfer().supports(SPEC, DEVICE)
     assert isinstance(found, Reject) and "no nvcc" in found.reason
 

@@ -9,9 +9,11 @@ from inferplane.hw.ops.attention import AttentionSpec
 
 def missing(module: str, install: str) -> Reject | None:
     """`module` is what the package is imported as, `install` what pip calls it."""
-    if find_spec(module) is None:
-        return Reject("library", f"not installed: pip install {install}")
-    return None
+    try:
+        found = find_spec(module)
+    except ModuleNotFoundError:  # the package around the module
+        found = None
+    return None if found else Reject("library", f"not installed: pip install {install}")
 
 
 def untaken(spec: AttentionSpec, device: Device) -> Reject | None:
