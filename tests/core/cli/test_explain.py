@@ -71,6 +71,16 @@ assert "torch" in sys.modules and "torch._dynamo" not in sys.modules
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
 
 
+def test_attention_is_chosen_before_loading(tiny_folder: Path, backends: Path) -> None:
+    found = explained(tiny_folder, attention_backend="reference")
+    assert choice(found, "attention.paged").chosen == "reference"
+    assert ("attention_backend", "reference", "user") in {
+        (s.name, s.value, s.chosen_by) for s in found.settings if s.name == "attention_backend"
+    }
+    with pytest.raises(ConfigError, match=r"^--attention-backend flash: .* there are auto, "):
+        explained(tiny_folder, attention_backend="flash")
+
+
 def test_every_candidate_has_a_verdict_and_a_reason(tiny_folder: Path, backends: Path) -> None:
     norm = choice(explained(tiny_folder), "norm.rms")
     verdicts = {c.name: (c.verdict, c.code, c.reason) for c in norm.candidates}
