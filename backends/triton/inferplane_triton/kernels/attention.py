@@ -228,9 +228,7 @@ def split(
             q_ptr + token * stride_q + heads[:, None] * DIM + dims[None, :], mask=mask, other=0.0
         )
         position = tl.zeros([ROWS], tl.int32) + seq_len - 1
-        full = 0
-        if WINDOW == 0:
-            full = last // BLOCK * BLOCK
+        full = last // BLOCK * BLOCK if WINDOW == 0 else 0
         acc, peak, total = _attend(
             q, acc, peak, total, position, live, tl.maximum(first, floor), full, last,
             k_ptr + head * stride_head, v_ptr + head * stride_head,

@@ -89,7 +89,7 @@ def _both(first: Packing | None, second: Packing | None) -> Packing | None:
     each = {"0.": first, "1.": second}
 
     def save(packed: Any) -> "Mapping[str, Tensor]":
-        made = {}
+        made: dict[str, Tensor] = {}
         for (prefix, packing), weight in zip(each.items(), packed, strict=True):
             made |= {prefix + name: tensor for name, tensor in packing.save(weight).items()}
         return made
