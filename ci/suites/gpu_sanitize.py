@@ -68,8 +68,6 @@ def sanitizer() -> str:
 
 def run(path: str, tool: str, name: str, cases: int, logs: Path) -> Done:
     command = [path, "--tool", tool, "--error-exitcode", str(FINDING), "--print-limit", "20"]
-    if tool == "initcheck":
-        command += ["--track-unused-memory", "no"]
     command += ["--target-processes", "all", sys.executable, __file__, "--worker", name]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     if name != "model-recorded":  # recordings have a memory pool

@@ -18,12 +18,12 @@ extern "C" __global__ void race(float* x) {
 
 
 @triton.jit
-def past_the_end(x: Any, size: Any, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
+def past_the_end(x, size, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
     tl.store(x + size - COUNT + 1 + tl.arange(0, COUNT), 1.0)
 
 
 @triton.jit
-def uninitialized(x: Any, size: Any, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
+def uninitialized(x, size, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
     place = x + tl.arange(0, COUNT)
     tl.store(place, tl.load(place + size - COUNT) + 1.0)
 
