@@ -17,12 +17,12 @@ extern "C" __global__ void race(float* x) {
 """
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def past_the_end(x, size, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
     tl.store(x + size - COUNT + 1 + tl.arange(0, COUNT), 1.0)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def uninitialized(x, size, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
     place = x + tl.arange(0, COUNT)
     tl.store(place, tl.load(place + size - COUNT) + 1.0)

@@ -133,7 +133,7 @@ def random_params(choose: random.Random, vocab: int, constrained: bool) -> Sampl
         "logit_bias": {choose.randrange(vocab): choose.uniform(-9, 9) for _ in range(5)},
         "min_tokens": choose.randint(0, most),
         "stop": [choose.choice(LETTERS) + choose.choice(LETTERS) for _ in range(3)],
-        "stop_token_ids": [choose.randrange(vocab) for _ in range(64)],
+        "stop_token_ids": [choose.randrange(vocab) for _ in range(60)],
         "ignore_eos": True,
         "logprobs": choose.choice((0, 1, 5)),
         "prompt_logprobs": choose.choice((0, 2)),
