@@ -97,4 +97,4 @@ def test_a_model_gives_the_same_bits_from_the_file(
     with caplog.at_level("INFO", "inferplane.runner.packed"):
         first = start()
         assert torch.equal(start(), first)
-    assert ["9 packed" in caplog.messages[0], "9 mapped" in caplog.messages[1]] == [True, True]
+    assert ["7 packed" in caplog.messages[0], "7 mapped" in caplog.messages[1]] == [True, True]
