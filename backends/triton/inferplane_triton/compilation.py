@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import Any
 
@@ -72,8 +72,7 @@ class Compiler:
         assert self._pool is not None
         try:
             ready = [self._pool.submit(_load, kernel) for kernel in self._kernels.values()]
-            for done, future in enumerate(ready, 1):
-                future.result()
+            for done, _ in enumerate(as_completed(ready), 1):
                 report(done, len(ready))
         finally:
             self._end()
