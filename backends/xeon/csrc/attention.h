@@ -20,11 +20,13 @@
 // Within a block, keys are transposed in registers to [D, tokens] and values laid out [tokens, D],
 // as 32-bit lanes: a float, a bf16 pair where vdpbf16ps exists, or four bytes of int8 pages where
 // VNNI does (attention_int8.h). Both products are then one micro-kernel, C[row, lane] +=
-// broadcast(A[row, i]) * B[i, lane], whose inner dimension runs in order. Tokens outside the
+// broadcast(A[row, i]) * B[i, lane], whose inner dimension runs in order. With matrix tiles, bf16
+// keys are taken as they lie and products run on tiles (attention_tiles.h). Tokens outside the
 // visible range are never read: their lanes are zero.
 #pragma once
 #include "abi.h"
 #include "attention_int8.h"
+#include "attention_tiles.h"
 #include "simd.h"
 
 namespace ipx {
@@ -145,13 +147,20 @@ struct Ahead {
   int64_t row_bytes;
 
   void fetch(int64_t first, int64_t last) const {
-    for (int64_t i = first; i < min64(last, soon.count); i++) {
-      const char* row = reinterpret_cast<const char*>(soon.base + soon.offset[i]);
-      for (int64_t at = 0; at < row_bytes; at += 64) prefetch(row + at);
+    each_line(soon, first, min64(last, soon.count), [](const char* p) { prefetch(p); });
+    each_line(later, first, min64(last, later.count), [](const char* p) { prefetch_l2(p); });
+  }
+  template <typename Body>
+  void each_line(const List& rows, int64_t first, int64_t last, Body body) const {
+    if (first >= last) return;
+    auto row = [&](int64_t i) { return reinterpret_cast<const char*>(rows.base + rows.offset[i]); };
+    const char* at = row(first);
+    if (row(last - 1) - at == (last - 1 - first) * row_bytes) {  // side by side
+      for (const char* end = row(last - 1) + row_bytes; at < end; at += 64) body(at);
+      return;
     }
-    for (int64_t i = first; i < min64(last, later.count); i++) {
-      const char* row = reinterpret_cast<const char*>(later.base + later.offset[i]);
-      for (int64_t at = 0; at < row_bytes; at += 64) prefetch_l2(row + at);
+    for (int64_t i = first; i < last; i++) {
+      for (int64_t k = 0; k < row_bytes; k += 64) body(row(i) + k);
     }
   }
   void rest(int64_t first) const { fetch(first, max64(soon.count, later.count)); }
@@ -181,8 +190,7 @@ static void pack_keys(const T* keys, const int64_t* offset, int64_t first, int64
   ahead.rest(round_up(count, W));
 }
 
-// out[i][width]: values of tokens [first, last) as floats, or as pairs (2i, 2i + 1); `width` is
-// head_dim rounded up to whole vectors
+// out[i][width]: values of tokens [first, last) as floats
 template <typename T>
 static void pack_values(const T* values, const int64_t* offset, int64_t first, int64_t last,
                         int64_t count, int64_t head_dim, int64_t width, const Ahead<T>& ahead,
@@ -198,26 +206,30 @@ static void pack_values(const T* values, const int64_t* offset, int64_t first, i
   ahead.rest(count);
 }
 
+// The same as pairs of tokens (2i, 2i + 1). Two vectors have 2 W dimensions, the even ones first:
+// shifts and blends make that order, where the natural one takes as many moves across lanes, of
+// which there is one a cycle (measured: twice the time). write_row puts them back.
 static inline void pack_value_pairs(const bf16* values, const int64_t* offset, int64_t first,
                                     int64_t last, int64_t count, int64_t head_dim, int64_t width,
                                     const Ahead<bf16>& ahead, uint32_t* out) {
-  alignas(64) static const bf16 nothing[256] = {};
-  bf16 padded[2][W];
-  for (int64_t t = 0; t < count; t += 2) {
-    ahead.fetch(t, t + 2);
-    const bf16* a = t >= first && t < last ? values + offset[t] : nothing;
-    const bf16* b = t + 1 >= first && t + 1 < last ? values + offset[t + 1] : nothing;
-    uint32_t* row = out + t / 2 * width;
-    int64_t whole = head_dim / W * W;
-    for (int64_t c = 0; c < whole; c += W) raw_store(row + c, interleave(a + c, b + c));
-    if (whole < width) {
-      memset(padded, 0, sizeof padded);
-      memcpy(padded[0], a + whole, (head_dim - whole) * sizeof(bf16));
-      memcpy(padded[1], b + whole, (head_dim - whole) * sizeof(bf16));
-      raw_store(row + whole, interleave(padded[0], padded[1]));
+  for (int64_t t = 0; t < count; t += 2, out += width) {
+    if (t % 8 == 0) ahead.fetch(t, t + 8);
+    bool live = t >= first && t < last, other = t + 1 >= first && t + 1 < last;
+    for (int64_t c = 0; c < width; c += 2 * W) {
+      int64_t left = (head_dim - c) / 2;  // lanes
+      Raw a = live ? raw_load_n(values + offset[t] + c, left) : raw_zero();
+      Raw b = other ? raw_load_n(values + offset[t + 1] + c, left) : raw_zero();
+      raw_store(out + c, low_halves(a, b));
+      raw_store(out + c + W, high_halves(a, b));
     }
   }
-  ahead.rest(round_up(count, 2));
+  ahead.rest(round_up(count, 8));
+}
+
+// lanes that a row of results has while it is made
+template <Lanes KIND>
+IPX_INLINE int64_t result_width(int64_t head_dim) {
+  return round_up(head_dim, KIND == PAIRS ? 2 * W : W);
 }
 
 // ---- one work item ----
@@ -258,25 +270,33 @@ IPX_INLINE void merge_row(float& m, float& l, float* acc, float block_m, float b
   }
 }
 
-template <typename T>
+template <typename T, Lanes KIND>
 IPX_INLINE void write_row(const AttentionArgs& p, int64_t token, int64_t head, float m, float l,
                           const float* acc) {
   if (p.sinks && m != NONE) l += exp2_scalar(p.sinks[head] * LOG2E - m);  // at most 2^127
   Vec inverse = set1(l == 0.0f ? 0.0f : 1.0f / l);  // a NaN stays one
   T* out = static_cast<T*>(const_cast<void*>(p.out)) + (token * p.q_heads + head) * p.head_dim;
-  for (int64_t c = 0; c < p.head_dim; c += W) {
+  for (int64_t c = 0; KIND == PAIRS && c < p.head_dim; c += 2 * W) {
+    alignas(64) bf16 even[W], odd[W], both[2 * W];
+    store(even, mul(load(acc + c), inverse));
+    store(odd, mul(load(acc + c + W), inverse));
+    raw_store(both, interleave(even, odd));
+    memcpy(out + c, both, sizeof(T) * min64(p.head_dim - c, 2 * W));
+  }
+  for (int64_t c = 0; KIND != PAIRS && c < p.head_dim; c += W) {
     store_n(out + c, mul(load(acc + c), inverse), p.head_dim - c);
   }
 }
 
 // Scratch of one thread, carved out of one allocation
 struct Workspace {
-  uint32_t* q;        // [ROWS][lanes], bytes [2][rows][lanes]: high, then low
+  uint32_t* q;        // [ROWS][lanes], bytes [2][rows][lanes]: high, then low; on tiles turned
   uint32_t* keys;     // [lanes][SUB]
   uint32_t* values;   // [SUB][width]
   float* scores;      // [ROWS][BLOCK]; then, in place, the probabilities
   float* block_acc;   // [ROWS][width]
   float* acc;         // [ROWS][width]
+  float* dots;        // [ROWS][SUB]: scores turned
   int64_t* offset;    // [2][BLOCK]
   float *m, *l, *block_m, *block_l;
   // int8 pages only
@@ -287,19 +307,20 @@ struct Workspace {
   int32_t* sums;                   // [2][rows][SUB or width]
 
   static int64_t bytes(int64_t lanes, int64_t width) {
-    return 4 * (2 * ROWS * lanes + lanes * SUB + SUB * width + ROWS * BLOCK + 2 * ROWS * width +
-                4 * ROWS) + 16 * BLOCK +
+    return 4 * (2 * ROWS * round_up(lanes, TILE) + lanes * SUB + SUB * width + ROWS * BLOCK +
+                2 * ROWS * width + ROWS * SUB + 4 * ROWS) + 16 * BLOCK +
            4 * (2 * BLOCK + 3 * ROWS + 2 * ROWS * max64(SUB, width)) + 2 * ROWS * BLOCK;
   }
   Workspace(char* at, int64_t lanes, int64_t width) {
     auto take = [&at](int64_t n) { char* p = at; at += n; return p; };
     offset = reinterpret_cast<int64_t*>(take(16 * BLOCK));
-    q = reinterpret_cast<uint32_t*>(take(8 * ROWS * lanes));
+    q = reinterpret_cast<uint32_t*>(take(8 * ROWS * round_up(lanes, TILE)));
     keys = reinterpret_cast<uint32_t*>(take(4 * lanes * SUB));
     values = reinterpret_cast<uint32_t*>(take(4 * SUB * width));
     scores = reinterpret_cast<float*>(take(4 * ROWS * BLOCK));
     block_acc = reinterpret_cast<float*>(take(4 * ROWS * width));
     acc = reinterpret_cast<float*>(take(4 * ROWS * width));
+    dots = reinterpret_cast<float*>(take(4 * ROWS * SUB));
     m = reinterpret_cast<float*>(take(4 * ROWS));
     l = reinterpret_cast<float*>(take(4 * ROWS));
     block_m = reinterpret_cast<float*>(take(4 * ROWS));
@@ -325,6 +346,9 @@ template <typename T, typename C>
 struct Worker {
   static constexpr bool INT8 = sizeof(C) == 1;
   static constexpr Lanes KIND = key_lanes<C>();
+  using Tiles = std::conditional_t<KIND == PAIRS, AttentionTiles, NoTiles>;
+  static constexpr bool TILES = !std::is_same<Tiles, NoTiles>::value;
+  static constexpr int64_t STEP = TILES ? STEP_TOKENS : W;  // tokens that products go by
   const AttentionArgs& p;
   const Shared& shared;
   Workspace w;
@@ -341,8 +365,9 @@ struct Worker {
     return p.seq_len[item.sequence] - q_len;
   }
 
-  void load_queries(const Item& item) {
+  void load_queries(const Item& item, Tiles& tiles) {
     const T* q = static_cast<const T*>(p.q);
+    uint32_t* rows = w.q + (TILES ? ROWS * round_up(lanes, TILE) : 0);
     int8_t* bytes = reinterpret_cast<int8_t*>(w.q);
     for (int64_t r = 0; r < item.rows; r++) {
       int64_t row = item.row + r;
@@ -352,7 +377,7 @@ struct Worker {
         w.q_step[r] = quantize_query(from, p.head_dim, bytes + r * lanes * 4,
                                      bytes + (item.rows + r) * lanes * 4, w.q_start + r);
       } else if (KIND == PAIRS || sizeof(T) == 4) {
-        memcpy(w.q + r * lanes, from, lanes * 4);
+        memcpy(rows + r * lanes, from, lanes * 4);
       } else {
         for (int64_t c = 0; c < lanes; c += W) {
           store_n(reinterpret_cast<float*>(w.q + r * lanes + c), load_n(from + c, lanes - c),
@@ -360,6 +385,7 @@ struct Worker {
         }
       }
     }
+    if constexpr (TILES) tiles.turn_queries(rows, w.q);
   }
 
   // element offsets of the tokens [first, last) of a block
@@ -442,19 +468,53 @@ struct Worker {
             p.head_dim * (int64_t)sizeof(C) + (INT8 ? 4 : 0)};
   }
 
+  // Scores of tokens [s, s + n) of the block, of which [low, high) are visible. Keys whose tokens
+  // of a tile lie in one page, and whose rows fill whole steps, are read from there, those nobody
+  // sees as well: each has a score of its own, which is masked. Others are copied.
+  void score_on_tiles(Tiles& tiles, const C* keys, const int64_t* offset, int64_t s, int64_t n,
+                      int64_t low, int64_t high, const Ahead<C>& ahead) {
+    const int64_t begin = max64(s, low / TILE * TILE), bytes = 64 * ceil_div(depth, TILE);
+    const bool direct = p.page_size % TILE == 0 && depth % TILE == 0;
+    for (int64_t t = begin; t < s + n; t += TILE) {
+      ahead.fetch(t - s, t - s + TILE);
+      const char* from = reinterpret_cast<const char*>(w.keys);
+      int64_t first = max64(t, low), last = min64(t + TILE, high);
+      if (direct) {
+        from = reinterpret_cast<const char*>(keys + offset[first] - (first - t) * p.token_stride);
+      } else {
+        char* to = reinterpret_cast<char*>(w.keys);
+        memset(to, 0, TILE * bytes);
+        for (int64_t i = first; i < last; i++) {
+          memcpy(to + (i - t) * bytes, keys + offset[i], depth * 4);
+        }
+      }
+      int64_t apart = direct ? p.token_stride * static_cast<int64_t>(sizeof(C)) : bytes;
+      if constexpr (TILES) tiles.score(from, apart, w.q, w.dots + (t - begin) * tiles.columns, SUB);
+    }
+    if constexpr (TILES) {
+      tiles.turn_scores(w.dots, SUB, round_up(s + n - begin, TILE), w.scores + begin, BLOCK);
+    }
+    ahead.rest(round_up(n, TILE));
+  }
+
   // This item sees tokens [low, high) of the block. `cold`: nothing of it was fetched yet.
-  void run_block(const Item& item, int64_t block, const Span& span, const Span& next, bool cold) {
+  void run_block(const Item& item, int64_t block, const Span& span, const Span& next, bool cold,
+                 Tiles& tiles) {
     const C* keys = static_cast<const C*>(p.k);
-    const C* values = static_cast<const C*>(p.v);
     const int64_t* offset = span.offset;
     int64_t low = span.low, high = span.high, first = low / SUB * SUB;
     for (int64_t s = first; s < high; s += SUB) {
       int64_t n = min64(high - s, SUB);
       bool more = s + SUB < high;  // then come the next keys, else the first values
+      const C* values = static_cast<const C*>(p.v);
       typename Ahead<C>::List soon{more ? keys : values, more ? offset + s + SUB : offset + low,
                                    more ? high - s - SUB : min64(high - low, SUB)};
       if (!cold) soon.count = 0;
       Ahead<C> ahead = ahead_of(s, s == first, !more, soon, keys, next);
+      if constexpr (TILES) {
+        score_on_tiles(tiles, keys, offset, s, n, low, high, ahead);
+        continue;
+      }
       pack_keys<C, KIND>(keys, offset + s, low - s, high - s, n, depth, ahead, w.keys);
       if constexpr (INT8) {
         gather_scales(keys, offset + s, low - s, high - s, n, p.head_dim, w.key_scale + s);
@@ -462,18 +522,26 @@ struct Worker {
       }
       score(item, s, n);
     }
-    int64_t last = round_up(high, W), start = first_position(item);
+    int64_t last = round_up(high, STEP), start = first_position(item);
     for (int64_t r = 0; r < item.rows; r++) {
       int64_t position = start + (item.row + r) / group - block * BLOCK;
       int64_t lowest = p.window ? position - p.window + 1 : 0;
       soften(r, item.rows, max64(lowest, low), min64(position + 1, high), first, last);
     }
+    weigh_block(item, span, next, cold, tiles);
+  }
+
+  // block_acc = probabilities times values
+  void weigh_block(const Item& item, const Span& span, const Span& next, bool cold, Tiles& tiles) {
+    const C* values = static_cast<const C*>(p.v);
+    const int64_t* offset = span.offset;
+    const uint32_t* weights = reinterpret_cast<const uint32_t*>(w.scores);
+    int64_t low = span.low, high = span.high, first = low / SUB * SUB;
     for (int64_t s = first; s < high; s += SUB) {
       int64_t n = min64(high - s, SUB);
       bool more = s + SUB < high;
       typename Ahead<C>::List soon{values, offset + s + SUB, cold && more ? high - s - SUB : 0};
       Ahead<C> ahead = ahead_of(s, s == first, !more, soon, values, next);
-      const uint32_t* weights = reinterpret_cast<const uint32_t*>(w.scores);
       if constexpr (KIND == KEY_BYTES) {
         pack_value_bytes(values, offset + s, low - s, high - s, n, p.head_dim, width, ahead,
                          w.values);
@@ -481,6 +549,11 @@ struct Worker {
                              reinterpret_cast<const uint32_t*>(w.weights + s), BLOCK / 4, w.values,
                              width, ceil_div(n, 4), reinterpret_cast<float*>(w.sums), width,
                              s != first);
+      } else if constexpr (TILES) {
+        int64_t whole = round_up(n, STEP);
+        pack_value_pairs(values, offset + s, low - s, high - s, whole, p.head_dim, width, ahead,
+                         w.values);
+        tiles.weigh(weights + s / 2, BLOCK, w.values, whole / 2, width, w.block_acc, s != first);
       } else if constexpr (KIND == PAIRS) {
         pack_value_pairs(values, offset + s, low - s, high - s, n, p.head_dim, width, ahead,
                          w.values);
@@ -510,7 +583,8 @@ struct Worker {
 
   // `cold`: this thread did not run the item before
   void run(const Item& item, const Item* following, bool cold) {
-    load_queries(item);
+    Tiles tiles(item.rows, depth);
+    load_queries(item, tiles);
     for (int64_t r = 0; r < item.rows; r++) {
       w.m[r] = NONE;
       w.l[r] = 0.0f;
@@ -526,7 +600,7 @@ struct Worker {
       } else if (following) {
         next = span_of(*following, following->block, free);
       }
-      run_block(item, block, span, next, cold);
+      run_block(item, block, span, next, cold, tiles);
       cold = false;
       if (item.partial >= 0) return keep_partial(item);
       for (int64_t r = 0; r < item.rows; r++) {
@@ -549,7 +623,7 @@ struct Worker {
     int64_t token = p.q_start[item.sequence];
     for (int64_t r = 0; r < item.rows; r++) {
       int64_t row = item.row + r;
-      write_row<T>(p, token + row / group, item.head * group + row % group, m[r], l[r],
+      write_row<T, KIND>(p, token + row / group, item.head * group + row % group, m[r], l[r],
                    acc + r * width);
     }
   }
@@ -562,7 +636,7 @@ static void attention_body(void* context, int64_t index) {
   constexpr Lanes KIND = Worker<T, C>::KIND;
   int64_t depth = p.head_dim / (KIND == KEY_BYTES ? 4 : KIND == PAIRS ? 2 : 1);
   int64_t lanes = KIND == KEY_BYTES ? round_up(depth, W / 4) : depth;
-  int64_t width = round_up(p.head_dim, W);
+  int64_t width = result_width<KIND>(p.head_dim);
   char* memory = static_cast<char*>(scratch(0, Workspace::bytes(lanes, width)));
   if (!memory) {
     __atomic_store_n(&shared.failed, 1, __ATOMIC_RELAXED);
@@ -576,8 +650,9 @@ static void attention_body(void* context, int64_t index) {
 }
 
 // Lists the work items; counts only, if `items` is null. A split item has one block.
-static int64_t list_items(const AttentionArgs& p, bool split, Item* items, int64_t* floats) {
-  int64_t group = p.q_heads / p.kv_heads, width = round_up(p.head_dim, W), n = 0, used = 0;
+static int64_t list_items(const AttentionArgs& p, bool split, int64_t width, Item* items,
+                          int64_t* floats) {
+  int64_t group = p.q_heads / p.kv_heads, n = 0, used = 0;
   for (int64_t b = 0; b < p.sequences; b++) {
     int64_t q_len = p.q_start[b + 1] - p.q_start[b], rows = q_len * group;
     if (p.seq_len[b] < q_len) continue;  // padding; its output is zeroed
@@ -602,7 +677,7 @@ static int64_t list_items(const AttentionArgs& p, bool split, Item* items, int64
 }
 
 // Merges the partial results of split items, which lie side by side in block order.
-template <typename T>
+template <typename T, Lanes KIND>
 static void merge_items(const Shared& shared, int64_t width, float* acc) {
   const AttentionArgs& p = *shared.args;
   int64_t group = p.q_heads / p.kv_heads;
@@ -624,7 +699,7 @@ static void merge_items(const Shared& shared, int64_t width, float* acc) {
                   width);
       }
       int64_t row = item.row + r;
-      write_row<T>(p, p.q_start[item.sequence] + row / group, item.head * group + row % group, m,
+      write_row<T, KIND>(p, p.q_start[item.sequence] + row / group, item.head * group + row % group, m,
                    l, acc);
     }
     i = end;
@@ -633,7 +708,8 @@ static void merge_items(const Shared& shared, int64_t width, float* acc) {
 
 template <typename T, typename C>
 static int run_attention(const AttentionArgs& p) {
-  int64_t width = round_up(p.head_dim, W), floats = 0;
+  constexpr Lanes KIND = key_lanes<C>();
+  int64_t width = result_width<KIND>(p.head_dim), floats = 0;
   int64_t row_bytes = p.q_heads * p.head_dim * static_cast<int64_t>(sizeof(T));
   char* out = static_cast<char*>(p.out);
   for (int64_t b = 0; b < p.sequences; b++) {
@@ -644,19 +720,19 @@ static int run_attention(const AttentionArgs& p) {
   memset(out + live * row_bytes, 0, (p.tokens - live) * row_bytes);
 
   // split over blocks when there is too little else to keep the threads evenly busy
-  int64_t threads = thread_count(), count = list_items(p, false, nullptr, &floats);
+  int64_t threads = thread_count(), count = list_items(p, false, width, nullptr, &floats);
   bool split = threads > 1 && count < 8 * threads;
-  if (split) count = list_items(p, true, nullptr, &floats);
+  if (split) count = list_items(p, true, width, nullptr, &floats);
   int64_t item_bytes = round_up(count * static_cast<int64_t>(sizeof(Item)), 64);
   char* memory = static_cast<char*>(scratch(1, item_bytes + 4 * (floats + width)));
   if (!memory) return 12;  // ENOMEM
   Item* items = reinterpret_cast<Item*>(memory);
   float* merged = reinterpret_cast<float*>(memory + item_bytes);
-  list_items(p, split, items, &floats);
+  list_items(p, split, width, items, &floats);
   Shared shared{&p, items, count, merged + width, 0};
   run_parallel(attention_body<T, C>, &shared, count);
   if (shared.failed) return 12;
-  if (floats) merge_items<T>(shared, width, merged);
+  if (floats) merge_items<T, KIND>(shared, width, merged);
   return 0;
 }
 

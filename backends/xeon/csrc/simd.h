@@ -149,6 +149,13 @@ IPX_INLINE Vec high_half(Raw pairs) {
   return as_vec(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)));
 }
 // lanes (a[i], b[i]) from W bf16 values each
+// (a, b) of the low or of the high halves of 32-bit lanes
+IPX_INLINE Raw low_halves(Raw a, Raw b) {
+  return _mm512_mask_blend_epi16(0xaaaaaaaa, a, _mm512_slli_epi32(b, 16));
+}
+IPX_INLINE Raw high_halves(Raw a, Raw b) {
+  return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(a, 16), b);
+}
 IPX_INLINE Raw interleave(const bf16* a, const bf16* b) {
   __m512i x = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)a));
   __m512i y = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)b));
@@ -385,6 +392,12 @@ IPX_INLINE Raw raw_set1(uint32_t x) { return _mm256_set1_epi32((int)x); }
 IPX_INLINE Vec low_half(Raw pairs) { return as_vec(_mm256_slli_epi32(pairs, 16)); }
 IPX_INLINE Vec high_half(Raw pairs) {
   return as_vec(_mm256_and_si256(pairs, _mm256_set1_epi32((int)0xffff0000)));
+}
+IPX_INLINE Raw low_halves(Raw a, Raw b) {
+  return _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xaa);
+}
+IPX_INLINE Raw high_halves(Raw a, Raw b) {
+  return _mm256_blend_epi16(_mm256_srli_epi32(a, 16), b, 0xaa);
 }
 IPX_INLINE Raw interleave(const bf16* a, const bf16* b) {
   __m256i x = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)a));

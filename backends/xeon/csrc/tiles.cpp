@@ -1,5 +1,6 @@
-// A table of kernels in which products of matrices run on tiles; everything else is avx512_bf16's.
+// A table of kernels in which products of matrices, attention's too, run on tiles; everything else is avx512_bf16's.
 // Compiled twice, with IPX_ISA naming it: amx, and amx_emulated for tests.
+#include "attention.h"
 #include "linear.h"
 #include "quant_linear.h"
 
@@ -14,6 +15,7 @@ const KernelTable* IPX_JOIN(table_, IPX_ISA)() {
   static KernelTable table;
   table = *table_avx512_bf16();
   table.isa = IPX_STRING(IPX_ISA);
+  table.attention = IPX_ISA::attention;
   table.linear = IPX_ISA::linear;
   table.pack = IPX_ISA::pack;
   table.quant_linear = IPX_ISA::quant_linear;

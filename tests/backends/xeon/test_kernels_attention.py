@@ -22,6 +22,7 @@ SHAPES = {
     "smallest": Shape(heads=1, kv_heads=1, dim=8, page_size=1, softcap=3.0, sinks=True),
     "long_pages": Shape(heads=2, kv_heads=1, dim=40, page_size=300, window=1),
 }
+MATRIX_PRODUCTS = True
 NORM = {torch.bfloat16: 4e-3, torch.float32: 3e-6}
 DTYPES = [torch.bfloat16, torch.float32]
 INT8_NORM = 1e-4
