@@ -119,7 +119,7 @@ struct Products {
 };
 #if defined(IPX_TILES)
 template <>
-struct Products<Dot::Pairs> : TileProducts<ChosenTiles, false> {
+struct Products<Dot::Pairs> : TileProducts<ChosenTiles, TileLanes::Pairs> {
   using TileProducts::TileProducts;
   void operator()(int64_t rows, const uint32_t* x, int64_t ldx, const uint32_t* w, int64_t depth,
                   float* out, Fetch fetch) {

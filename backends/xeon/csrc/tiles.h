@@ -52,6 +52,9 @@ struct AmxTiles {
   template <int C, int A, int B> void dot_bytes() {  // A with sign, B without
     asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
   }
+  template <int C, int A, int B> void dot_signed_bytes() {
+    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  }
 };
 #endif
 
@@ -107,22 +110,24 @@ struct EmulatedTiles {
       for (int n = 0; n < columns; n++) c[n] = flushed(flushed(c[n]) + flushed(even[n] + odd[n]));
     }
   }
-  template <int C, int A, int B> void dot_bytes() {
+  template <int C, int A, int B> void dot_bytes() { dot<C, A, B, uint8_t>(); }
+  template <int C, int A, int B> void dot_signed_bytes() { dot<C, A, B, int8_t>(); }
+
+ private:
+  template <int C, int A, int B, typename Weight> void dot() {
     must_fit(C, A, B);
     for (int m = 0; m < config.rows[C]; m++) {
       auto* c = reinterpret_cast<uint32_t*>(data[C][m]);
       for (int k = 0; k < config.rows[B]; k++) {
         const auto* a = reinterpret_cast<const int8_t*>(data[A][m] + 4 * k);
         for (int n = 0; n < config.row_bytes[C] / 4; n++) {
-          const uint8_t* b = data[B][k] + 4 * n;
+          const auto* b = reinterpret_cast<const Weight*>(data[B][k] + 4 * n);
           int32_t dot = a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3];
           c[n] += static_cast<uint32_t>(dot);
         }
       }
     }
   }
-
- private:
   static void must(bool valid) {
     if (!valid) __builtin_trap();
   }
@@ -138,9 +143,11 @@ struct EmulatedTiles {
   }
 };
 
-// Products of rows, `depth` lanes each, with a block: bf16 pairs to floats or, BYTES, signed bytes
-// with unsigned weights to int32.
-template <class Tiles, bool BYTES>
+// Products of rows, `depth` lanes each, with a block: bf16 pairs to floats, or signed bytes with
+// weights without or with sign to int32.
+enum class TileLanes { Pairs, Bytes, SignedBytes };
+
+template <class Tiles, TileLanes KIND>
 struct TileProducts {
   static constexpr int64_t ROWS = 2 * TILE;  // of a pass
   static constexpr int A = 6, B = 7;         // registers; 0 to 5 are sums
@@ -234,8 +241,10 @@ struct TileProducts {
 
   template <int C>
   void multiply() {
-    if constexpr (BYTES) {
+    if constexpr (KIND == TileLanes::Bytes) {
       tiles.template dot_bytes<C, A, B>();
+    } else if constexpr (KIND == TileLanes::SignedBytes) {
+      tiles.template dot_signed_bytes<C, A, B>();
     } else {
       tiles.template dot_pairs<C, A, B>();
     }
