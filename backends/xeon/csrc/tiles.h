@@ -5,7 +5,7 @@
 // and traps where the processor would raise #UD. TileProducts, the kernel, is a template over the
 // two, so that a processor without AMX tests its blocking, tails and arithmetic.
 //
-// AmxTiles was compiled and disassembled, but has never run on a processor that has AMX.
+// Where both run, their bits are the same (tests/backends/xeon/test_kernels_tiles.py).
 //
 // Technique: weights stay as linear.h and quant_pack.h lay them out: LINEAR_BLOCK columns are three
 // tiles, whose rows are LINEAR_BLOCK lanes apart. A pass has up to two tiles of rows: six sums,
@@ -16,7 +16,8 @@
 // row's sums, depend on the weights' shape alone: rows never depend on the batch, and dense rows
 // take this path whatever their number. Lanes that fill no step are copied and padded with zeros.
 //
-// Limit    16 cycles a product of 16 x 16 x 32 (bf16) or 16 x 16 x 64 (int8); for few rows DRAM.
+// Limit    16 cycles a product of 16 x 16 x 32 (bf16) or 16 x 16 x 64 (int8), half of that with 8
+//          rows, 15 to store a tile of any size (measured); for few rows DRAM.
 #pragma once
 #include "abi.h"
 #include "simd.h"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LINEAR_BLOCK = 48
 """columns of a block of packed weights; csrc/abi.h"""
 GLU = {"": 0, "silu": 1, "gelu_tanh": 2}
-TILES_NOTE = "AMX, compiled and tested by emulation, never run on its hardware"
+TILES_NOTE = "matrix tiles (AMX)"
 
 
 @cache

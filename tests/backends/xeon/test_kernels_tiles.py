@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from inferplane_xeon import kernels
+from inferplane.hw.quantization import Scheme, quantize
+from inferplane_xeon import kernels, quantized
+from tests.backends.xeon.paged import Shape, attend, make
 
 
 @pytest.fixture
@@ -51,6 +53,32 @@ def test_subnormals_count_as_zero(emulated: ModuleType, sign: float) -> None:
     assert product([sign * 2.0**-70], [2.0**-70]) == 0.0  # the product is one
     assert product([sign * 2.0**-130], [2.0**100]) == 0.0  # an input is one
     assert product([sign * 2.0**-60], [2.0**-60]) == sign * 2.0**-120
+
+
+def made_by(library: ModuleType, isa: str) -> list[Tensor]:
+    """Dense, int8 and int4 products and attention, on the tiles of `isa`."""
+    library.set_isa(isa)
+    draw = torch.Generator().manual_seed(0)
+    made = []
+    for rows, inputs in ((1, 8), (3, 576), (16, 72), (17, 64), (40, 200)):
+        x = torch.randn(rows, inputs, generator=draw).bfloat16()
+        weight = torch.randn(96, inputs, generator=draw)
+        packed = kernels.pack_linear(weight.bfloat16())
+        made.append(kernels.linear(x, packed, torch.empty(rows, 96)))
+        for kind, group in (("int8", 0), ("int4", 0), ("int8", 8), ("int4", 8)):
+            scheme = Scheme(weight=kind, group=group, activation="int8")
+            quantized_weight = quantized.pack(quantize(weight, scheme), "bfloat16")
+            made.append(quantized.quant_linear(x, quantized_weight, torch.empty(rows, 96)))
+    seqs = make(Shape(heads=9, kv_heads=3, dim=64), [300], seed=1)
+    return made + attend(seqs, [(0, 200, 300)]) + attend(seqs, [(0, 299, 300)])
+
+
+def test_the_processor_gives_the_bits_of_its_emulation(emulated: ModuleType) -> None:
+    if "amx" not in emulated.isas():
+        pytest.skip("this processor has no AMX")
+    pairs = zip(made_by(emulated, "amx"), made_by(emulated, "amx_emulated"), strict=True)
+    for number, (real, told) in enumerate(pairs):
+        assert torch.equal(real, told), number
 
 
 def test_a_product_of_no_rows(emulated: ModuleType) -> None:
