@@ -277,6 +277,31 @@ def test_a_dense_checkpoint_is_quantized_when_it_is_loaded(name: str, tmp_path: 
     assert served.engine.loaded.config.chosen_by.get("quantization") is None  # the user did
 
 
+@pytest.mark.parametrize(
+    ("settings", "kernels", "int8_inputs", "quantized"),
+    [
+        ({"quantization": "int8"}, every, True, True),
+        ({"quantization": "int4"}, every, True, True),
+        ({"quantization": "int8"}, every, False, False),
+        ({"quantization": "int8", "input_quantization": "none"}, every, True, False),
+        ({"quantization": "int4"}, lambda scheme: scheme.weight == "int4", True, False),
+        ({"quantization": "fp8"}, every, True, False),
+        ({}, every, True, False),
+    ],
+)
+def test_a_dense_head_becomes_int8_where_the_device_rounds_inputs(
+    settings: dict[str, str],
+    kernels: Callable[[Scheme], bool],
+    int8_inputs: bool,
+    quantized: bool,
+    tmp_path: Path,
+) -> None:
+    _, source = make(tmp_path, llama(num_hidden_layers=1))
+    served = serve(source, plugins(kernels, int8_inputs=int8_inputs), **settings)
+    head = Scheme(weight="int8", activation="int8") if quantized else None
+    assert schemes(served)["logits"] == {head}
+
+
 def test_a_quantized_file_can_be_quantized_in_another_way(tmp_path: Path) -> None:
     oracle, _ = make(tmp_path, llama(**WIDE))
     write_gguf(tmp_path / "x.gguf", oracle, {"": "Q4_1"}, head="Q8_0")

@@ -699,8 +699,8 @@ static void merge_items(const Shared& shared, int64_t width, float* acc) {
                   width);
       }
       int64_t row = item.row + r;
-      write_row<T, KIND>(p, p.q_start[item.sequence] + row / group, item.head * group + row % group, m,
-                   l, acc);
+      write_row<T, KIND>(p, p.q_start[item.sequence] + row / group,
+                         item.head * group + row % group, m, l, acc);
     }
     i = end;
   }

@@ -87,7 +87,7 @@ class SchemeChooser:
             )
             return named[0]
         if not present:
-            return None
+            return self._head(spec, sizes, width) if op == "logits" else None
         if shared is None:
             self._give_up("weights of one product are stored in different ways")
             return None
@@ -100,6 +100,16 @@ class SchemeChooser:
         lacking = self._lack(op, spec, named[0], sizes)
         self._give_up(f"no kernel for {describe(named[0])}" + (f" ({lacking})" if lacking else ""))
         return None
+
+    def _head(self, spec: Any, sizes: Sequence[int], width: int) -> Scheme | None:
+        """Of a dense output head. Where products of integers are what the device does best, int8
+        is read in half the time, and its values differ too little to be told from noise."""
+        if self.config.quantization not in ("int8", "int4"):
+            return None
+        if self.config.input_quantization != "int8":
+            return None
+        wanted = scheme_named("int8", width)
+        return wanted if self._lack("logits", spec, wanted, sizes) is None else None
 
     def record(self, config: Config) -> Config:
         """The configuration with what became of a quantized checkpoint; called once all is

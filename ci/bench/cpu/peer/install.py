@@ -1,8 +1,10 @@
 """An environment of its own for each peer, made once and kept.
 
-An environment is complete when it has a stamp of what was asked for; one without is made anew.
+An environment is complete when it has a stamp of what was asked for; one without is made anew. Of
+several runs at once, one makes it and the others wait.
 """
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -67,6 +69,13 @@ PEERS = {
 
 def install(peer: Peer, folder: Path) -> Path:
     """The Python of the peer's environment below `folder`. Raises Unavailable."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{peer.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _install(peer, folder)
+
+
+def _install(peer: Peer, folder: Path) -> Path:
     home = folder / peer.name
     python, stamp = home / "bin" / "python", home / "installed.txt"
     wanted = "\n".join((*peer.requirements, "without", *peer.removed)) + "\n"
@@ -81,7 +90,6 @@ def install(peer: Peer, folder: Path) -> Path:
         [*pip, "install", *peer.requirements],
         *([[*pip, "uninstall", "--yes", *peer.removed]] if peer.removed else []),
     ]
-    folder.mkdir(parents=True, exist_ok=True)
     with log.open("w") as out:
         for command in commands:
             done = subprocess.run(
