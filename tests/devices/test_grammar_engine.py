@@ -1,10 +1,12 @@
 """Structured output through the whole engine, on every kind of device."""
 
 import json
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from inferplane.config import Config
@@ -16,7 +18,7 @@ from inferplane.grammar.running import Grammars
 from inferplane.grammar.vocabulary import vocabulary_of
 from inferplane.messages import Abort, Output, Ping, Pong, Refused, Submit
 from inferplane.plugins import Plugins
-from inferplane.sampling_params import SamplingParams
+from inferplane.sampling_params import Constraint, SamplingParams
 from inferplane.testing.null import SETTINGS, NullBackend, NullSettings
 from inferplane.testing.tiny import TinySource
 from inferplane.testing.workload import Answer, serve
@@ -275,3 +277,31 @@ def test_a_constraint_without_its_grammar_is_refused(compiler: Compiler) -> None
     (refused,) = engine.handle(submit)
     assert isinstance(refused, Refused) and refused.code == "unsupported_parameter"
     engine.close()
+
+
+def test_slow_grammars_are_built_in_a_thread_that_gives_way(compiler: Compiler) -> None:
+    """And the others in one that does not, which also makes what both use."""
+    opening, building = list[int](), list[int]()
+
+    def opened(name: str, vocabulary: Vocabulary) -> Engine:
+        opening.append(os.sched_getscheduler(0))
+        engine = open_grammar_engine(name, vocabulary)
+        matcher = engine.matcher
+
+        def noted(source: str) -> Matcher:
+            building.append(os.sched_getscheduler(0))
+            return matcher(source)
+
+        engine.matcher = noted  # type: ignore[method-assign]
+        return engine
+
+    grammars = Grammars(lambda: VOCABULARY, opened)
+    grammar = compiler.compile(Constraint("regex", "[a-z]+"))
+    for slow in (True, False):
+        grammars.build("r", msgspec.structs.replace(grammar, slow=slow), jump=False)
+        ((request_id, move),) = grammars.ready(60.0)
+        assert request_id == "r" and move.error is None and grammars.drop("r")
+    grammars.close()
+    usual = os.sched_getscheduler(0)
+    assert opening == [usual]
+    assert building == [os.SCHED_IDLE, usual]

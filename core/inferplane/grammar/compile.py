@@ -5,9 +5,11 @@ Runs where it may take time and memory, and be killed: see trial_worker.
 
 import importlib.util
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from random import Random
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -28,11 +30,21 @@ from inferplane.grammar.schema.lower import CONSTRAINING, lower, parse_schema
 from inferplane.grammar.structural_tag import lark_of
 from inferplane.sampling_params import Constraint
 
+if TYPE_CHECKING:
+    from numpy import int32
+    from numpy.typing import NDArray
+
 WHITESPACE: dict[str, dict[str, Any]] = {
     "compact": {"whitespace_flexible": False},
     "flexible": {"whitespace_flexible": True, "whitespace_pattern": r"[ \n\r\t]{0,16}"},
 }
-TRIED_TOKENS = 8
+TRIED_TOKENS, FREE_TOKENS = 128, 2
+MASK_SECONDS, FREE_SECONDS = 0.002, 0.02
+"""of a processor, that the masks of a walk may take: for each token, and once"""
+SLOW_SECONDS = 0.02
+"""a matcher that takes longer to build is built in what time others leave"""
+CLOSING, CLOSING_SHARE = (b'"', b"}", b"]", b",", b":"), 0.3
+"""first bytes of tokens which end a part of a text, and how often a walk prefers them"""
 MAX_SEARCHED = 200
 """parts of a refused schema that are tried alone, to name the one at fault"""
 
@@ -63,6 +75,10 @@ class Compiler:
         self._names = every if choices.backend == "auto" else (choices.backend,)
         self._json = WHITESPACE[choices.whitespace]
         self._engines: dict[str, Engine] = {}
+        pieces = enumerate(vocabulary.pieces)
+        self._ending = bits_of(vocabulary, vocabulary.ends)
+        self._walked = ~self._ending & bits_of(vocabulary, range(len(vocabulary.pieces)))
+        self._closing = bits_of(vocabulary, (i for i, piece in pieces if piece[:1] in CLOSING))
 
     def warm_up(self) -> None:
         """Load what compiling needs, so that it is in nobody's time limit."""
@@ -83,10 +99,11 @@ class Compiler:
     def _with(self, name: str, constraint: Constraint) -> Grammar:
         grammar = self._grammar(name, constraint)
         try:
-            self._try(grammar)
-            if constraint.after:  # the tokens tried so far came before it
-                bare = msgspec.structs.replace(constraint, after="")
-                self._try(self._grammar(name, bare))
+            if constraint.after:  # tokens come before it, which tell nothing
+                grammar = self._try(grammar, FREE_TOKENS)
+                self._try(self._grammar(name, msgspec.structs.replace(constraint, after="")))
+            else:
+                grammar = self._try(grammar)
         except GrammarError as error:
             if constraint.kind == "json_schema":
                 raise self._located(json.loads(constraint.text), str(error)) from None
@@ -100,31 +117,57 @@ class Compiler:
             return Grammar(XGRAMMAR, source_of(constraint, self._choices.whitespace))
         return Grammar(LLGUIDANCE, self._llguidance(constraint))
 
-    def _try(self, grammar: Grammar) -> None:
-        """GrammarError unless the engine can take some tokens with it."""
+    def _try(self, grammar: Grammar, tokens: int = TRIED_TOKENS) -> Grammar:
+        """Walk through the grammar for so many tokens. GrammarError if the engine cannot take
+        them, or reaches a limit of work or states on the way."""
         import numpy as np
 
         engine = self._engines.get(grammar.engine)
         if engine is None:
             engine = self._engines[grammar.engine] = open_engine(
-                grammar.engine, self._vocabulary, keep=False
+                grammar.engine, self._vocabulary, trial=True
             )
+        begin = time.thread_time()
         matcher = engine.matcher(grammar.source)
+        built = time.thread_time()
+        draw, seconds = Random(0), 0.0
         mask = np.full((1, self._vocabulary.words), -1, np.int32)
-        for step in range(TRIED_TOKENS):
+        for step in range(tokens):
+            begun = time.thread_time()
             engine.fill([(matcher, 0)], mask)
+            seconds += time.thread_time() - begun
             if matcher.error:
                 raise GrammarError(matcher.error)
-            bits = np.unpackbits(mask[0].view(np.uint8), bitorder="little")
-            allowed = np.flatnonzero(bits[: len(self._vocabulary.pieces)])
-            if not len(allowed):
-                raise GrammarError("nothing can satisfy it")
-            token = int(allowed[step * len(allowed) // TRIED_TOKENS])  # all over the vocabulary
-            if token in self._vocabulary.ends:
-                return
+            if seconds > FREE_SECONDS + MASK_SECONDS * (step + 1):
+                raise GrammarError(
+                    f"its masks take {1e3 * seconds / (step + 1):.1f} ms a token,"
+                    f" at most {1e3 * MASK_SECONDS:g}: simplify it"
+                )
+            token = self._pick(mask[0], draw)
+            if token is None:
+                break
             matcher.accept([token])
             if matcher.done:
-                return
+                break
+        return msgspec.structs.replace(grammar, slow=built - begin > SLOW_SECONDS)
+
+    def _pick(self, row: "NDArray[int32]", draw: Random) -> int | None:
+        """A token that a mask, i32[words], allows: often one that closes something, so that a
+        walk leaves strings and lists. None: only the end is allowed."""
+        import numpy as np
+
+        bits = row & self._walked
+        closing = bits & self._closing
+        if draw.random() < CLOSING_SHARE and closing.any():
+            bits = closing
+        words = np.flatnonzero(bits)
+        if not len(words):
+            if not (row & self._ending).any():
+                raise GrammarError("nothing can satisfy it")
+            return None
+        word = draw.choice(words)
+        ones = np.flatnonzero(int(bits[word]) >> np.arange(32) & 1)
+        return int(32 * word + draw.choice(ones))
 
     def _llguidance(self, constraint: Constraint) -> str:
         kind, text = constraint.kind, constraint.text
@@ -186,6 +229,16 @@ class Compiler:
         except GrammarError:
             return False
         return True
+
+
+def bits_of(vocabulary: Vocabulary, tokens: Iterable[int]) -> "NDArray[int32]":
+    """A mask, i32[words], of these tokens."""
+    import numpy as np
+
+    flags = np.zeros(32 * vocabulary.words, np.uint8)
+    flags[list(tokens)] = 1
+    mask: NDArray[int32] = np.packbits(flags, bitorder="little").view(np.int32)
+    return mask
 
 
 def parts_of(root: Any) -> Iterator[tuple[str, dict[str, Any]]]:

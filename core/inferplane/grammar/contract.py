@@ -27,10 +27,11 @@ class GrammarError(InferplaneError):
 
 class Grammar(msgspec.Struct, frozen=True):
     """A compiled constraint. `source` is what the engine of this name takes: llguidance's own
-    format, or xgrammar's serialized grammar."""
+    format, or xgrammar's serialized grammar. `slow`: its matcher takes long to build."""
 
     engine: str
     source: str
+    slow: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ class Engine(Protocol):
     """A library for grammars, with one vocabulary."""
 
     def matcher(self, source: str) -> Matcher:
-        """A sequence at its start. GrammarError if the source cannot be compiled."""
+        """A sequence at its start. GrammarError if the source cannot be compiled. Any thread may
+        call it."""
         ...
 
     def fill(self, rows: Sequence[tuple[Matcher, int]], mask: "NDArray[int32]") -> None:

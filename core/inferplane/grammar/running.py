@@ -3,7 +3,6 @@ masks while the forward pass runs. Knows nothing about scheduling, devices or re
 """
 
 import logging
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -12,13 +11,11 @@ from typing import TYPE_CHECKING
 from inferplane.errors import InferplaneError
 from inferplane.grammar.contract import Engine, Grammar, Matcher, Vocabulary
 from inferplane.grammar.engines import open_engine
+from inferplane.hw.host import give_way
 
 if TYPE_CHECKING:
     from numpy import int32
     from numpy.typing import NDArray
-
-BUILDERS = 1
-"""threads that build matchers: a slow grammar delays other grammars, never a step"""
 
 Built = tuple[Engine, Matcher]
 
@@ -46,8 +43,9 @@ class Grammars:
     ) -> None:
         self._load = load
         self._open = open
-        self._pool = ThreadPoolExecutor(BUILDERS, "grammar")
-        self._lock = threading.Lock()  # of what builders share
+        # A slow grammar delays other slow ones, never a step, and not for long the others.
+        self._builder = ThreadPoolExecutor(1, "grammar")
+        self._slow_builder = ThreadPoolExecutor(1, "slow-grammar", initializer=give_way)
         self._vocabulary: Vocabulary | None = None
         self._engines: dict[str, Engine] = {}
         self._building: dict[str, Future[Built]] = {}
@@ -55,7 +53,8 @@ class Grammars:
         self._jumps: set[str] = set()
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for builder in (self._builder, self._slow_builder):
+            builder.shutdown(wait=True, cancel_futures=True)
 
     def __contains__(self, request_id: object) -> bool:
         return request_id in self._running
@@ -67,7 +66,12 @@ class Grammars:
 
     def build(self, request_id: str, grammar: Grammar, *, jump: bool) -> None:
         """Begin to build a request's matcher. `jump`: tell which tokens are forced."""
-        self._building[request_id] = self._pool.submit(self._build, grammar)
+        if grammar.slow:
+            engine = self._builder.submit(self._engine, grammar.engine)
+            building = self._slow_builder.submit(self._build_slowly, engine, grammar.source)
+        else:
+            building = self._builder.submit(self._build, grammar)
+        self._building[request_id] = building
         if jump:
             self._jumps.add(request_id)
 
@@ -127,14 +131,21 @@ class Grammars:
         return self._vocabulary.words
 
     def _build(self, grammar: Grammar) -> Built:
-        with self._lock:
-            if self._vocabulary is None:
-                self._vocabulary = self._load()
-            engine = self._engines.get(grammar.engine)
-            if engine is None:
-                engine = self._open(grammar.engine, self._vocabulary)
-                self._engines[grammar.engine] = engine
+        engine = self._engine(grammar.engine)
         return engine, engine.matcher(grammar.source)
+
+    def _build_slowly(self, opening: "Future[Engine]", source: str) -> Built:
+        """In a thread that others go before, so it neither makes nor starts what they wait for."""
+        engine = opening.result()
+        return engine, engine.matcher(source)
+
+    def _engine(self, name: str) -> Engine:
+        """In the thread of `_builder` only."""
+        if self._vocabulary is None:
+            self._vocabulary = self._load()
+        if name not in self._engines:
+            self._engines[name] = self._open(name, self._vocabulary)
+        return self._engines[name]
 
     def _begin(self, request_id: str, future: "Future[Built]") -> Move:
         del self._building[request_id]

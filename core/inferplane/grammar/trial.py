@@ -16,6 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import msgspec
 
@@ -28,7 +29,13 @@ from inferplane.sampling_params import Constraint
 
 WORKERS = 2
 TRIAL_SECONDS = 5.0
-START_SECONDS = 120.0
+ENOUGH_SECONDS = 1.0
+"""on a processor: a trial that has had as many, or waits for none, is to blame for its time"""
+STARVED_SECONDS = 30.0
+"""which another one may take, as everything else goes before it"""
+START_SECONDS = 300.0
+LOOK_SECONDS = 0.1
+"""from one look at how long a trial takes to the next"""
 MEMORY_BYTES = 1 << 30
 MOST_WAITING = 64
 CACHE_BYTES = 16 * 2**20
@@ -116,20 +123,38 @@ class Trials:
                 )
         thread = threading.get_ident()
         worker = self._workers.get(thread)
-        if worker is None:
-            worker = self._workers[thread] = Worker(self._setup)
         try:
+            if worker is None:
+                worker = self._workers[thread] = Worker(self._setup)
             return worker.run(constraint, self._seconds)
-        except (OSError, EOFError, TimeoutError) as error:
-            worker.kill()
-            del self._workers[thread]
-            slow = isinstance(error, TimeoutError)
-            took = f"more than {self._seconds:g} seconds" if slow else "too much memory"
-            return Verdict(
-                message=f"{constraint.kind} takes {took} to compile: simplify it",
-                param=constraint.kind,
-                code="grammar_too_complex",
-            )
+        except TimeoutError:
+            if self._discard(thread):
+                raise RequestError(
+                    f"{constraint.kind} got less than {ENOUGH_SECONDS:g} s of a processor in"
+                    f" {STARVED_SECONDS:g} s,"
+                    " which is too little to compile it: try again later",
+                    param=constraint.kind,
+                    code="grammar_not_tried",
+                    status=503,
+                ) from None
+            took = f"more than {self._seconds:g} seconds"
+        except (OSError, EOFError):
+            self._discard(thread)
+            took = "too much memory"
+        return Verdict(
+            message=f"{constraint.kind} takes {took} to compile: simplify it",
+            param=constraint.kind,
+            code="grammar_too_complex",
+        )
+
+    def _discard(self, thread: int) -> bool:
+        """End the worker of a thread. Has it been for want of a processor?"""
+        worker = self._workers.pop(thread, None)
+        if worker is None:
+            return True  # it has not even started
+        starved = worker.starves()
+        worker.kill()
+        return starved
 
 
 class Worker:
@@ -147,17 +172,30 @@ class Worker:
             env=variables,
             process_group=0,  # out of reach of Ctrl-C, but in one session: see trial_worker.main
         )
+        self._before = 0.0
         try:
             self._send(setup)
-            self._receive(START_SECONDS)
+            deadline = time.monotonic() + START_SECONDS
+            self._receive(lambda: time.monotonic() > deadline)
         except BaseException:
             self.kill()
             raise
 
     def run(self, constraint: Constraint, seconds: float) -> Verdict:
         """TimeoutError or EOFError: it must be killed, or has died."""
+        (_, self._before), begin = self._processor(), time.monotonic()
+
+        def over() -> bool:
+            took = time.monotonic() - begin
+            return took > seconds and (took > STARVED_SECONDS or not self.starves())
+
         self._send(constraint)
-        return self._receive(seconds)
+        return self._receive(over)
+
+    def starves(self) -> bool:
+        """It has had little of a processor since `run` began, and waits for one, or for a disk."""
+        state, seconds = self._processor()
+        return seconds - self._before < ENOUGH_SECONDS and state in "RD"
 
     def stop(self) -> None:
         self._process.kill()
@@ -170,24 +208,30 @@ class Worker:
             with contextlib.suppress(OSError):
                 pipe.close()
 
+    def _processor(self) -> tuple[str, float]:
+        """What the process does, as a letter, and the seconds that it has had of a processor."""
+        stat = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        ticks = int(stat[11]) + int(stat[12])  # its own and those of the system for it
+        return stat[0], ticks / os.sysconf("SC_CLK_TCK")
+
     def _send(self, message: msgspec.Struct) -> None:
         assert self._process.stdin is not None
         write_frame(self._process.stdin, message)  # type: ignore[arg-type]
 
-    def _receive(self, seconds: float) -> Verdict:
-        deadline = time.monotonic() + seconds
-        (length,) = struct.unpack("<I", self._read(4, deadline))
-        return msgspec.msgpack.decode(self._read(length, deadline), type=Verdict)
+    def _receive(self, over: Callable[[], bool]) -> Verdict:
+        (length,) = struct.unpack("<I", self._read(4, over))
+        return msgspec.msgpack.decode(self._read(length, over), type=Verdict)
 
-    def _read(self, count: int, deadline: float) -> bytes:
+    def _read(self, count: int, over: Callable[[], bool]) -> bytes:
         assert self._process.stdout is not None
         handle, data = self._process.stdout.fileno(), b""
         poller = select.poll()  # select() takes no handle above 1023
         poller.register(handle, select.POLLIN)
         while len(data) < count:
-            left = deadline - time.monotonic()
-            if left <= 0 or not poller.poll(1000 * left):
-                raise TimeoutError
+            if not poller.poll(1000 * LOOK_SECONDS):
+                if over() and not poller.poll(0):  # it may have come in between
+                    raise TimeoutError
+                continue
             part = os.read(handle, count - len(data))
             if not part:
                 raise EOFError

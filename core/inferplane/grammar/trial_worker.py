@@ -16,6 +16,7 @@ import msgspec
 from inferplane.errors import RequestError
 from inferplane.grammar.compile import Choices, Compiler
 from inferplane.grammar.contract import Grammar, Vocabulary
+from inferplane.hw.host import give_way
 from inferplane.sampling_params import Constraint
 
 RECURSION = 4000
@@ -90,9 +91,7 @@ def longest_first(pieces: list[bytes], special: frozenset[int]) -> Callable[[str
 
 
 def main() -> None:
-    # Whoever generates goes first. Linux compares niceness within a session only ("autogroups"),
-    # so engine, server and these processes share one.
-    os.nice(15)
+    give_way()  # to the engine and the server, whose session it shares
     stdin, stdout = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not get between the frames
     setup = msgspec.msgpack.decode(read_frame(stdin), type=Setup)

@@ -1,6 +1,7 @@
 """Grammars by llguidance: derivatives of regular expressions below an Earley parser."""
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,27 +21,37 @@ ROWS_A_THREAD = 8
 """fewer than so many rows are filled sooner than another thread has been woken"""
 
 
-def limits() -> Any:
-    """What one grammar may cost. A state of the lexer takes 1 to 2 kB."""
+MOST_STATES, MOST_TRIAL_STATES = 50_000, 20_000
+"""of the lexer, for a sequence and for a trial; each takes 1 to 2 kB and about 2 us to make"""
+
+
+def limits(states: int) -> Any:
+    """What one grammar may cost. A mask reaches `step_max_items` after 1 ms, and
+    the library's own limit of work in the lexer after 14 ms."""
     return llguidance.LLParserLimits(
-        max_lexer_states=50_000, max_grammar_size=200_000, verbose_errors=False
+        max_lexer_states=states,
+        max_grammar_size=200_000,
+        step_max_items=20_000,
+        verbose_errors=False,
     )
 
 
 class LLGuidance:
     """The engine for one vocabulary."""
 
-    def __init__(self, vocabulary: Vocabulary, keep: bool = True) -> None:
-        """`keep`: remember compiled grammars, as the sequences of a request have equal ones."""
-        self._keep = keep
+    def __init__(self, vocabulary: Vocabulary, trial: bool = False) -> None:
+        """Remembers compiled grammars, as the sequences of a request have equal ones; a `trial`
+        does not, and has stricter limits."""
+        self._keep = not trial
         self._tokenizer = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(_Tokens(vocabulary)),
             n_vocab=len(vocabulary.pieces),
             eos_token=sorted(vocabulary.ends),
         )
-        self._limits = limits()
+        self._limits = limits(MOST_TRIAL_STATES if trial else MOST_STATES)
         threads = min(MAX_THREADS, len(os.sched_getaffinity(0)) // 2)
         self._executor = llguidance.LLExecutor(threads) if threads > 1 else None
+        self._lock = threading.Lock()  # of what is remembered
         self._start: OrderedDict[str, Any] = OrderedDict()
         self._cached_bytes = 0
 
@@ -52,11 +63,17 @@ class LLGuidance:
                 raise GrammarError(first_line(start.get_error()))
             if not self._keep:
                 return LLGuidanceMatcher(start)
+            self._remember(source, start)
+        return LLGuidanceMatcher(start.deep_copy())
+
+    def _remember(self, source: str, start: Any) -> None:
+        with self._lock:
+            if source in self._start:
+                return
             self._start[source] = start
             self._cached_bytes += len(source)
             while self._cached_bytes > MOST_CACHED_BYTES and len(self._start) > 1:
                 self._cached_bytes -= len(self._start.popitem(last=False)[0])
-        return LLGuidanceMatcher(start.deep_copy())
 
     def fill(self, rows: Sequence[tuple[Matcher, int]], mask: "NDArray[int32]") -> None:
         pairs = [(m.inner, row) for m, row in rows if isinstance(m, LLGuidanceMatcher)]

@@ -137,7 +137,7 @@ def check_exact(schema: Any, at: str) -> None:
 class XGrammar:
     """The engine for one vocabulary."""
 
-    def __init__(self, vocabulary: Vocabulary, keep: bool = True) -> None:
+    def __init__(self, vocabulary: Vocabulary, trial: bool = False) -> None:
         self.vocabulary = vocabulary
         texts = [b"" if i in vocabulary.special else p for i, p in enumerate(vocabulary.pieces)]
         self.longest = max(map(len, texts))
@@ -153,7 +153,7 @@ class XGrammar:
         self._compiler = xgrammar.GrammarCompiler(
             self._info,
             max_threads=COMPILE_THREADS,
-            cache_enabled=keep,
+            cache_enabled=not trial,
             cache_limit_bytes=CACHE_BYTES,
         )
         self._batch = xgrammar.BatchGrammarMatcher()

@@ -153,6 +153,16 @@ def keep_off(cpus: Iterable[int], threads: Iterable[int] = (0,)) -> None:
             pass  # the thread has ended, or the system forbids it: it may stay where it is
 
 
+def give_way(thread: int = 0) -> None:
+    """Let a thread (its id; 0: the calling one, and what it starts from now on) run only in time
+    that all others leave. There is no way back without a privilege. Linux compares threads within
+    a session only ("autogroups")."""
+    try:
+        os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+    except OSError:  # forbidden, as some containers do
+        os.setpriority(os.PRIO_PROCESS, thread, 19)
+
+
 def own_threads() -> list[int]:
     """The ids of all threads of this process."""
     return [int(entry) for entry in os.listdir("/proc/self/task")]

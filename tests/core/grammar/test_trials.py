@@ -4,13 +4,16 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
+import msgspec
 import pytest
 
 from inferplane.errors import RequestError
-from inferplane.grammar import trial
+from inferplane.grammar import compile, trial, with_llguidance
+from inferplane.grammar.compile import Choices, Compiler
 from inferplane.grammar.contract import Grammar
 from inferplane.grammar.trial import Trials
 from inferplane.grammar.vocabulary import vocabulary_of
@@ -62,6 +65,36 @@ def test_equal_constraints_are_compiled_once(
 
     assert len({grammar.source for grammar in run(many())}) == 1
     assert len(compiled) == 1
+
+
+def test_a_pattern_whose_states_explode_while_it_writes_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It compiles at once; then each token makes more states. The walk of a trial meets them."""
+    dots = Constraint("regex", "(.{0,50}a.{0,50}b){1,20}c")
+    monkeypatch.setattr(with_llguidance, "MOST_TRIAL_STATES", 300)
+    compiler = Compiler(vocabulary_of(byte_tokenizer(), VOCAB_SIZE), Choices("llguidance"))
+    assert compiler.compile(FINE)
+    for after in ("", "</think>"):
+        with pytest.raises(RequestError, match=r"regex: .*too many states: 300") as caught:
+            compiler.compile(msgspec.structs.replace(dots, after=after))
+        assert (caught.value.status, caught.value.param) == (400, "regex")
+
+
+def test_a_walk_adds_up_what_masks_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = Compiler(vocabulary_of(byte_tokenizer(), VOCAB_SIZE), Choices("llguidance"))
+    assert compiler.compile(FINE)
+    monkeypatch.setattr(compile, "FREE_SECONDS", 0.0)
+    monkeypatch.setattr(compile, "MASK_SECONDS", 0.0)
+    with pytest.raises(RequestError, match=r"its masks take \d+\.\d ms a token, at most 0"):
+        compiler.compile(FINE)
+
+
+def test_a_grammar_that_is_slow_to_build_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = Compiler(vocabulary_of(byte_tokenizer(), VOCAB_SIZE), Choices("llguidance"))
+    assert not compiler.compile(FINE).slow
+    monkeypatch.setattr(compile, "SLOW_SECONDS", 0.0)
+    assert compiler.compile(FINE).slow
 
 
 EVIL = {
@@ -132,17 +165,54 @@ def test_large_but_harmless_ones_are_taken(trials: Trials) -> None:
         assert run(trials.compile(constraint)).source
 
 
-def test_a_worker_over_its_time_is_killed_and_replaced() -> None:
-    slow = make(seconds=0.0)
-    try:
-        with pytest.raises(RequestError, match="takes more than 0 seconds") as caught:
-            run(slow.compile(FINE))
-        assert caught.value.code == "grammar_too_complex"
-        assert not slow._workers
-        slow._seconds = 60.0
-        assert run(slow.compile(Constraint("regex", "b")))
-    finally:
-        slow.close()
+@pytest.fixture
+def stuck() -> Iterator[Trials]:
+    """With no time for a trial, and workers that do not get on."""
+    made = make()
+    run(made.compile(FINE))
+    for pid in pids(made):
+        os.kill(pid, signal.SIGSTOP)
+        os.waitpid(pid, os.WUNTRACED)
+    made._seconds = 0.0
+    yield made
+    made.close()
+
+
+def test_a_worker_over_its_time_is_killed_and_replaced(stuck: Trials) -> None:
+    with pytest.raises(RequestError, match="takes more than 0 seconds") as caught:
+        run(stuck.compile(Constraint("regex", "b")))
+    assert (caught.value.status, caught.value.code) == (400, "grammar_too_complex")
+    assert not stuck._workers
+    stuck._seconds = 60.0
+    assert run(stuck.compile(Constraint("regex", "c")))
+
+
+def test_a_trial_that_gets_no_processor_is_not_the_constraints_fault(
+    stuck: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "STARVED_SECONDS", 0.0)
+    monkeypatch.setattr(trial.Worker, "starves", lambda worker: True)
+    with pytest.raises(RequestError, match="got less than 1 s of a processor") as caught:
+        run(stuck.compile(Constraint("regex", "b")))
+    assert (caught.value.status, caught.value.code) == (503, "grammar_not_tried")
+    monkeypatch.setattr(trial, "STARVED_SECONDS", 600.0)
+    assert run(stuck.compile(Constraint("regex", "b")))  # nothing is kept, and it gets its time
+
+
+def test_what_a_worker_waits_for(stuck: Trials, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that does not want a processor, or has had enough of it, does not starve."""
+    (worker,) = stuck._workers.values()
+    assert not worker.starves()
+    states = iter("RDSTR")
+    spent = iter([0.9, 0.9, 0.0, 0.0, 1.0])
+    monkeypatch.setattr(worker, "_before", 7.0)
+    monkeypatch.setattr(worker, "_processor", lambda: (next(states), 7.0 + next(spent)))
+    assert [worker.starves() for _ in range(5)] == [True, True, False, False, False]
+
+
+def test_trials_go_behind_everything_else(trials: Trials) -> None:
+    run(trials.compile(Constraint("regex", "behind")))
+    assert {os.sched_getscheduler(pid) for pid in pids(trials)} == {os.SCHED_IDLE}
 
 
 def test_a_worker_that_dies_is_replaced(trials: Trials) -> None:
