@@ -28,17 +28,24 @@ class Tiles:
 
 
 def prefill_tiles(spec: AttentionSpec) -> Tiles:
-    """In deterministic mode every tile of every batch is computed by the same instructions."""
-    return Tiles(rows=64, block=64 if spec.kv.head_dim <= 128 else 32, stages=2)
+    """In deterministic mode every tile of every batch is computed by the same instructions. What
+    they hold fits into the shared memory of any GPU: 49 kB on AMD's, 74 on NVIDIA's with 99."""
+    row = row_bytes(spec)
+    return Tiles(rows=64 if row <= 512 else 32, block=max(16, min(64, (1 << 14) // row)), stages=2)
 
 
 def decode_tiles(spec: AttentionSpec, device: Device) -> Tiles:
     """Blocks of 32 kB of keys: 74 to 84 kB of shared memory with the rest, which NVIDIA's GPUs
     have from compute capability 8.0 on. Half of that is up to a quarter slower (one H200)."""
     shared = next_power(spec.num_heads // spec.kv.num_kv_heads)
-    row = max(next_power(spec.kv.head_dim), 16) * (4 if spec.dtype == "float32" else 2)
+    row = row_bytes(spec)
     held = 1 << 15 if at_least(device, 80) else 1 << 14
     return Tiles(rows=max(shared, 16), block=max(16, min(128, held // row)))
+
+
+def row_bytes(spec: AttentionSpec) -> int:
+    """Of one query, key or value, as it is computed with"""
+    return max(next_power(spec.kv.head_dim), 16) * (4 if spec.dtype == "float32" else 2)
 
 
 def next_power(count: int) -> int:
@@ -58,8 +65,6 @@ class PagedAttention:
     def supports(self, spec: AttentionSpec, device: Device) -> Support | Reject:
         if spec.dtype not in ("bfloat16", "float16", "float32"):
             return Reject("dtype", f"{spec.dtype} is not bfloat16, float16 or float32")
-        if spec.tree:
-            return Reject("feature", "tree masks")
         if problem := page_problem(spec.kv.dtype, spec.dtype, device):
             return problem
         if spec.kv.layout == "opaque":
@@ -118,12 +123,14 @@ class _Attention:
             self._split(q, out, sinks, batch, mixed=True)
         seqs = batch.row.shape[0]
         tiles = q.shape[0] // self._tokens + seqs
+        mask = batch.tree_mask if self._spec.tree else None  # of no use where q_len is 1
         keys, values, table, strides = self._pages(batch)
         kernels.tiled[self._spec.kv.num_kv_heads, tiles](
             q, keys, values, out, sinks, table, batch.seq_len, batch.q_start,
+            batch.position, mask, 0 if mask is None else mask.shape[1],
             seqs, q.stride(0), out.stride(0), *strides, self._spec.scale,
             ROWS=self._rows, TOKENS=self._tokens, LEAST=2 if mixed else 1, UNIFORM=self._invariant,
-            BLOCK=self._prefill.block, num_warps=self._prefill.warps,
+            TREE=mask is not None, BLOCK=self._prefill.block, num_warps=self._prefill.warps,
             num_stages=self._prefill.stages, **self._common,
         )  # fmt: skip
         return out

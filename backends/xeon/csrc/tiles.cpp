@@ -1,4 +1,5 @@
-// A table of kernels in which products of matrices, attention's too, run on tiles; everything else is avx512_bf16's.
+// A table of kernels in which products of matrices, those of attention too, run on tiles;
+// everything else is that of avx512_bf16.
 // Compiled twice, with IPX_ISA naming it: amx, and amx_emulated for tests.
 #include "attention.h"
 #include "linear.h"

@@ -143,7 +143,9 @@ class ForwardBatch:
     """the shapes are those of a bucket, and the step may be replayed for others of the bucket: the
     host fields are not those of the replays, but max_q and max_kv hold for all of them"""
     # features that not every batch uses
-    tree_mask: "Tensor | None" = None  # u8, packed visibility of draft tokens
+    tree_mask: "Tensor | None" = None  # u8[T, W]
+    """bit j % 8 of byte j // 8: the token sees token j of those that its sequence computes in this
+    step. Tokens of a draft see themselves; one that does not, as padding, sees all before it"""
     lora: "LoraSegments | None" = None
     input_embeds: "Tensor | None" = None  # [M, d] replaces embeddings at embed_index
     embed_index: "Tensor | None" = None  # i32[M]

@@ -58,19 +58,21 @@ def permute_pages(inputs: Inputs, seed: int) -> Inputs:
 
 def splits(batch: ForwardBatch, seed: int) -> list[list[Part]]:
     """Steps that each compute some of the batch's queries: single sequences, the first and the
-    last part of one beside others, single queries, everything in reverse."""
+    last part of one beside others, single queries, everything in reverse. Drafts stay whole."""
     choose = random.Random(seed)
     starts = batch.host_q_start
     q_lens = [starts[i + 1] - starts[i] for i in range(batch.num_seqs)]
-    longest = max(range(batch.num_seqs), key=lambda i: q_lens[i])
+    drafts = range(batch.num_decode, batch.num_decode + batch.num_verify)
+    longest = max(range(batch.num_seqs), key=lambda i: (i not in drafts, q_lens[i]))
     made: list[list[Part]] = [[(i, 0, n)] for i, n in enumerate(q_lens)][:2]
-    if q_lens[longest] > 1:
+    if q_lens[longest] > 1 and longest not in drafts:
         cut = choose.randint(1, q_lens[longest] - 1)
         others = [(i, 0, n) for i, n in enumerate(q_lens) if i != longest]
         made.append([*others[:1], (longest, 0, cut)])
         made.append([(longest, cut, q_lens[longest] - cut), *others])
         made.append([(longest, q_lens[longest] - 1, 1)])
-    made.append([(i, q_lens[i] - 1, 1) for i in reversed(range(batch.num_seqs))])
+    last = [(i, n - 1, 1) if i not in drafts else (i, 0, n) for i, n in enumerate(q_lens)]
+    made.append(last[::-1])
     return made
 
 
@@ -78,8 +80,10 @@ def part_of(inputs: Inputs, parts: list[Part]) -> "tuple[Inputs, Tensor]":
     """Inputs of a step that computes only these parts, and which tokens of the whole they are."""
     import torch
 
-    parts = sorted(parts, key=lambda part: part[2] > 1)  # decodes come first in every batch
     batch: ForwardBatch = inputs["batch"]
+    drafts = range(batch.num_decode, batch.num_decode + batch.num_verify)
+    # the order of every batch: decodes, drafts, the rest
+    parts = sorted(parts, key=lambda part: (part[2] > 1, part[0] not in drafts))
     size = inputs["kv"].shape[2]
     tokens: list[int] = []
     starts, seq = [0], []
@@ -89,6 +93,7 @@ def part_of(inputs: Inputs, parts: list[Part]) -> "tuple[Inputs, Tensor]":
         starts.append(len(tokens))
         seq.append(batch.host_seq_len[index] - (end - begin) + first + count)
     picked = torch.tensor([index for index, _, _ in parts])
+    where = torch.tensor(tokens)
     columns = -(-max(seq) // size)
     T = len(tokens)
     padding = torch.zeros(T, dtype=torch.int32)
@@ -97,8 +102,9 @@ def part_of(inputs: Inputs, parts: list[Part]) -> "tuple[Inputs, Tensor]":
         num_tokens=T,
         num_seqs=len(parts),
         num_decode=sum(count == 1 for _, _, count in parts),
+        num_verify=sum(index in drafts for index, _, _ in parts),
         token_ids=padding,
-        position=padding,
+        position=batch.position[where],
         slot=(padding,) * len(batch.slot),
         row=torch.zeros(len(parts), dtype=torch.int32),
         q_start=torch.tensor(starts, dtype=torch.int32),
@@ -108,6 +114,6 @@ def part_of(inputs: Inputs, parts: list[Part]) -> "tuple[Inputs, Tensor]":
         host_seq_len=seq,
         max_q=max(count for _, _, count in parts),
         max_kv=max(seq),
+        tree_mask=None if batch.tree_mask is None else batch.tree_mask[where],
     )
-    where = torch.tensor(tokens)
     return inputs | {"q": inputs["q"][where], "batch": made}, where

@@ -62,6 +62,8 @@ def _attention(dtype: str) -> Iterator[AttentionSpec]:
         yield plain
         if (heads, window) in ((4, 0), (9, 0)):
             yield from (replace(plain, kv=replace(plain.kv, dtype=each)) for each in NARROW)
+        if (heads, window) in ((6, 0), (9, 0)):
+            yield from (replace(plain, tree=True, window=size) for size in (0, 5))
 
 
 def _kv_op(dtype: str) -> Iterator[KVOpSpec]:

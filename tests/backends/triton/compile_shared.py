@@ -29,11 +29,14 @@ ROWS = (16, 32, 64, 128)
 """of x, one for each tile that an op may choose"""
 WIDER = ((2048, 2048), (512, 4224))
 """(in, out features) with other heights and splits than the specs"""
-IRRELEVANT = ("SPLIT", "AHEAD")
+IRRELEVANT = {"SPLIT", "AHEAD", "HEADS", "SHARED", "DIM", "PAGE", "SINKS", "SOFTCAP", "LEAST"}
+IRRELEVANT |= {"SPLITS_PAD", "MIXED"}
 """constants that do not change how much is held"""
+DECISIVE = ("x_ptr", "w_ptr", "q_ptr", "k_ptr")
+"""arguments whose types do"""
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 TYPES |= {torch.float8_e4m3fn: "*fp8e4nv", torch.int8: "*i8", torch.int16: "*i16"}
-TYPES |= {torch.int32: "*i32", torch.int64: "*i64"}
+TYPES |= {torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8"}
 
 
 def kernel_constants(kernel: Any) -> list[str]:
@@ -48,9 +51,12 @@ def laid_out(kernel: Any, given: dict[str, Any], options: dict[str, Any], on: GP
         if name in kernel_constants(kernel) or value is None:
             signature[name], constants[name] = "constexpr", value
             continue
-        is_tensor = isinstance(value, torch.Tensor)
-        signature[name] = TYPES[value.dtype] if is_tensor else "i32"
-        divisible[(at,)] = [["tt.divisibility", 16]]
+        if isinstance(value, torch.Tensor):
+            signature[name] = TYPES[value.dtype]
+        else:
+            signature[name] = "fp32" if isinstance(value, float) else "i32"
+        if signature[name] != "fp32":
+            divisible[(at,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=divisible)
     backend = make_backend(on)
     chosen = backend.parse_options({k: v for k, v in options.items() if k != "launch_pdl"})
@@ -80,8 +86,11 @@ class Launched:
         given = dict(zip(names, args, strict=False)) | {k: named[k] for k in names if k in named}
         options = {k: v for k, v in named.items() if k not in names}
         given = given | {"BIAS": False, "bias_ptr": None, "WIDE": 1}
-        fixed = (given[k] for k in kernel_constants(self.kernel) if k not in IRRELEVANT)
-        key = (given["x_ptr"].dtype, given["w_ptr"].dtype, *fixed, *options.values())
+        fixed = (
+            given[k] for k in kernel_constants(self.kernel) if k not in IRRELEVANT | {"WINDOW"}
+        )
+        types = (given[name].dtype for name in DECISIVE if given.get(name) is not None)
+        key = (*types, *fixed, bool(given.get("WINDOW")), *options.values())
         if key in self.seen:
             return
         used = laid_out(self.kernel, given, options, self.target)

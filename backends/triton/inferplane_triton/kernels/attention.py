@@ -21,11 +21,46 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def _draft(position_ptr, mask_ptr, stride_mask, q_begin, begin, token):
+    """What the rows of a tile need to see a draft tree (hw/ops/attention_tree.py): `begin` keys
+    are from earlier steps, row i is query token[i] of the sequence. The last four have a value
+    for each row: where its mask is, whether it is of a draft, its place in its branch and in the
+    pages."""
+    at = mask_ptr + (q_begin + token).to(tl.int64) * stride_mask
+    named = token < 8 * stride_mask
+    own = tl.load(at + token // 8, mask=named, other=0)
+    drafted = ((own >> (token % 8)) & 1) != 0
+    root = tl.load(position_ptr + q_begin)
+    place = begin + tl.load(position_ptr + q_begin + token, mask=drafted, other=0) - root
+    return position_ptr + q_begin, stride_mask, begin, at, drafted, place
+
+
+@triton.jit
+def _in_branch(draft, seen, near, key, held, WINDOW: tl.constexpr):
+    """[M, BLOCK]: `seen` of the rows by their masks, and `near` by the places in the branch"""
+    position_ptr, stride_mask, begin, at, drafted, place = draft
+    token = key - begin
+    ours = held & (token >= 0)
+    named = (ours & (token < 8 * stride_mask))[None, :] & drafted[:, None]
+    some = tl.load(at[:, None] + (token // 8)[None, :], mask=named, other=0)
+    bit = ((some >> (token % 8)[None, :]) & 1) != 0
+    seen = seen & (bit | (token < 0)[None, :] | (~drafted)[:, None])
+    if WINDOW > 0:
+        root = tl.load(position_ptr)
+        where = begin + tl.load(position_ptr + token, mask=ours, other=0) - root
+        where = tl.where(ours, where, key)
+        branch = where[None, :] > place[:, None] - WINDOW
+        near = (drafted[:, None] & branch) | ((~drafted)[:, None] & near)
+        seen = seen & near
+    return seen
+
+
+@triton.jit
 def _block(
     q, acc, peak, total, start, position, live, floor, k_ptr, v_ptr, table_ptr, seq_len,
-    stride_page, stride_token, scale,
+    stride_page, stride_token, scale, draft,
     PAGE: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, TREE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """One block of keys. Without MASKED every row sees all of them. Scores, `peak` and sums are in
     powers of two."""
@@ -53,8 +88,11 @@ def _block(
         score = score * (scale * LOG2E)
     if MASKED:
         seen = (key[None, :] <= position[:, None]) & live[:, None]
-        if WINDOW > 0:
-            seen = seen & (key[None, :] > position[:, None] - WINDOW)
+        near = key[None, :] > position[:, None] - WINDOW
+        if TREE:
+            seen = _in_branch(draft, seen, near, key, held, WINDOW)
+        elif WINDOW > 0:
+            seen = seen & near
         score = tl.where(seen, score, float("-inf"))
     higher = tl.maximum(peak, tl.max(score, 1))
     base = tl.where(higher == float("-inf"), 0.0, higher) if MASKED else higher
@@ -75,9 +113,9 @@ def _block(
 @triton.jit
 def _attend(
     q, acc, peak, total, position, live, floor, full, last, k_ptr, v_ptr, table_ptr, seq_len,
-    stride_page, stride_token, scale,
+    stride_page, stride_token, scale, draft,
     PAGE: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, TREE: tl.constexpr,
 ):  # fmt: skip
     """Keys floor..last for q [M, D] at `position` [M], in blocks that start at multiples of BLOCK.
     Every row sees all keys below `full`, a multiple of BLOCK that is 0 where that cannot be said.
@@ -87,12 +125,14 @@ def _attend(
     for start in range(first, full, BLOCK):
         acc, peak, total = _block(
             q, acc, peak, total, start, position, live, floor, k_ptr, v_ptr, table_ptr, seq_len,
-            stride_page, stride_token, scale, PAGE, DIM, DIM_PAD, BLOCK, WINDOW, SOFTCAP, False,
+            stride_page, stride_token, scale, draft,
+            PAGE, DIM, DIM_PAD, BLOCK, WINDOW, SOFTCAP, TREE, False,
         )  # fmt: skip
     for start in range(tl.maximum(first, full), last, BLOCK):
         acc, peak, total = _block(
             q, acc, peak, total, start, position, live, floor, k_ptr, v_ptr, table_ptr, seq_len,
-            stride_page, stride_token, scale, PAGE, DIM, DIM_PAD, BLOCK, WINDOW, SOFTCAP, True,
+            stride_page, stride_token, scale, draft,
+            PAGE, DIM, DIM_PAD, BLOCK, WINDOW, SOFTCAP, TREE, True,
         )  # fmt: skip
     return acc, peak, total
 
@@ -131,10 +171,10 @@ def _owner(tile, seqs, q_start_ptr, TOKENS: tl.constexpr):
 @triton.jit(do_not_specialize=["seqs"], do_not_specialize_on_alignment=["q_start_ptr"])
 def tiled(
     q_ptr, k_ptr, v_ptr, out_ptr, sink_ptr, table_ptr, seq_len_ptr, q_start_ptr,
-    seqs, stride_q, stride_out, stride_page, stride_token, stride_head, stride_table, scale,
+    position_ptr, mask_ptr, stride_mask, seqs, stride_q, stride_out, stride_page, stride_token, stride_head, stride_table, scale,
     HEADS: tl.constexpr, SHARED: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
     PAGE: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr, TREE: tl.constexpr,
     LEAST: tl.constexpr, UNIFORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of TOKENS queries (times SHARED heads = ROWS rows) and key head.
@@ -165,17 +205,23 @@ def tiled(
         mask=q_mask, other=0.0,
     )  # fmt: skip
     acc, peak, total = _begin(sink_ptr, heads, live, ROWS, DIM_PAD, SINKS)
-    lowest = seq_len - q_len + number * TOKENS
+    before = seq_len - q_len
+    lowest = before + number * TOKENS
     last = tl.minimum(lowest + TOKENS, seq_len)
+    draft = 0
+    if TREE:
+        draft = _draft(position_ptr, mask_ptr, stride_mask, q_begin, before, token)
+        lowest = before  # the least place of a branch; only the keys before are everybody's
     floor, full = 0, 0
     if WINDOW > 0:
         floor = tl.maximum(lowest - WINDOW + 1, 0)
     elif not UNIFORM:
-        full = (lowest + 1) // BLOCK * BLOCK
+        full = (lowest + (0 if TREE else 1)) // BLOCK * BLOCK
     acc, peak, total = _attend(
-        q, acc, peak, total, seq_len - q_len + token, live, floor, full, last,
+        q, acc, peak, total, before + token, live, floor, full, last,
         k_ptr + head * stride_head, v_ptr + head * stride_head, table_ptr + seq * stride_table,
-        seq_len, stride_page, stride_token, scale, PAGE, DIM, DIM_PAD, BLOCK, WINDOW, SOFTCAP,
+        seq_len, stride_page, stride_token, scale, draft,
+        PAGE, DIM, DIM_PAD, BLOCK, WINDOW, SOFTCAP, TREE,
     )  # fmt: skip
     result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     tl.store(
@@ -232,8 +278,8 @@ def split(
         acc, peak, total = _attend(
             q, acc, peak, total, position, live, tl.maximum(first, floor), full, last,
             k_ptr + head * stride_head, v_ptr + head * stride_head,
-            table_ptr + seq * stride_table, seq_len, stride_page, stride_token, scale,
-            PAGE, DIM, DIM_PAD, BLOCK, WINDOW, SOFTCAP,
+            table_ptr + seq * stride_table, seq_len, stride_page, stride_token, scale, 0,
+            PAGE, DIM, DIM_PAD, BLOCK, WINDOW, SOFTCAP, False,
         )  # fmt: skip
     result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     if not PARTS:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from inferplane.hw.kv import KVSpec, LayerKV, from_stored
 from inferplane.hw.op import Bound, BuildContext, Determinism, Op, Reference, Tolerance, rounding
 from inferplane.hw.ops.attention_inputs import attention_inputs
+from inferplane.hw.ops.attention_tree import Tree, tree_of
 from inferplane.hw.ops.kv import needs_strides
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ KEY_BLOCK = 256
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionSpec:
     """`group` picks slot and page table in the batch. `sinks`: one learned logit per head joins
-    the softmax denominator (gpt-oss). `softcap` c: scores become c * tanh(scores / c)."""
+    the softmax denominator (gpt-oss). `softcap` c: scores become c * tanh(scores / c). `tree`:
+    batches may bring a tree mask (attention_tree.py); without, it is not looked at."""
 
     layer: int
     group: int
@@ -108,10 +110,14 @@ def _sequence(
     position = batch.seq_len[index] - length + offset
     position = torch.where(offset < length, position, -1)
     query = q.index_select(0, rows)
+    tree = None
+    if spec.tree and batch.tree_mask is not None:
+        tree = tree_of(batch.tree_mask, batch.position, rows, batch.seq_len[index] - length)
     if spec.determinism == "batch":
-        result = attend_tiled(spec, query, keys, values, position, sinks)
+        result = attend_tiled(spec, query, keys, values, position, sinks, tree)
     else:
-        result = attend(spec, query[None], keys[None], values[None], position[None], sinks)[0]
+        one = (x[None] for x in (query, keys, values, position))
+        result = attend(spec, *one, sinks, tree)[0]
     where = torch.where(offset < length, begin + offset, q.shape[0]).long()
     return out.index_put((where,), result)
 
@@ -123,11 +129,16 @@ def _pages(handle: LayerKV, pages: "Tensor", q: "Tensor") -> "Tensor":
     return found.to(q.dtype) if found.element_size() == 1 else found
 
 
-def visible(spec: AttentionSpec, query: "Tensor", key: "Tensor") -> "Tensor":
+def visible(
+    spec: AttentionSpec, query: "Tensor", key: "Tensor", tree: Tree | None = None
+) -> "Tensor":
     """bool[..., queries, keys] from the positions of both; position -1 sees nothing"""
     seen = key <= query.unsqueeze(-1)
+    if tree is not None:
+        seen = seen & tree.sees(key)
     if spec.window:
-        seen = seen & (key > query.unsqueeze(-1) - spec.window)
+        near = key > query.unsqueeze(-1) - spec.window
+        seen = seen & (near if tree is None else tree.near(key, spec.window, near))
     return seen
 
 
@@ -138,15 +149,16 @@ def attend(
     v: "Tensor",
     position: "Tensor",
     sinks: "Tensor | None",
+    tree: Tree | None = None,
 ) -> "Tensor":
-    """q[B, n, Hq, D], k and v[B, S, Hkv, D], position[B, n] -> [B, n, Hq, D]"""
+    """q[B, n, Hq, D], k and v[B, S, Hkv, D], position[B, n] -> [B, n, Hq, D]; tree: with B = 1"""
     import torch
 
     B, n, heads, dim = q.shape
     shared = heads // spec.kv.num_kv_heads
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     key = torch.arange(k.shape[1], device=q.device, dtype=torch.int32)
-    seen = visible(spec, position, key)  # [B, n, S]
+    seen = visible(spec, position, key, tree)  # [B, n, S]
     held = seen.any(1)[:, :, None, None]  # keys that no query sees may hold anything, even NaN
     k, v = (x.to(wide).where(held, 0.0).permute(0, 2, 1, 3) for x in (k, v))  # [B, Hkv, S, D]
     grouped = q.to(wide).view(B, n, -1, shared, dim).permute(0, 2, 3, 1, 4)  # [B, Hkv, G, n, D]
@@ -176,6 +188,7 @@ def attend_tiled(
     v: "Tensor",
     position: "Tensor",
     sinks: "Tensor | None",
+    tree: Tree | None,
 ) -> "Tensor":
     """The same for one sequence with bits that depend on nothing but the query's own past.
 
@@ -193,9 +206,11 @@ def attend_tiled(
     row = lead + torch.arange(q.shape[0], device=q.device, dtype=torch.int32)
     padded = q.new_zeros(tiles * QUERY_TILE, *q.shape[1:]).index_copy(0, row.long(), q)
     where = position.new_full((tiles * QUERY_TILE,), -1).index_copy(0, row.long(), position)
+    which = torch.zeros_like(where).index_copy(0, row.long(), row - lead)
+    parts = (x.split(QUERY_TILE) for x in (padded, where, which))
     done = [
-        _tile(spec, query, k, v, at, sinks)
-        for query, at in zip(padded.split(QUERY_TILE), where.split(QUERY_TILE), strict=True)
+        _tile(spec, query, k, v, at, sinks, tree and tree.of(queries))
+        for query, at, queries in zip(*parts, strict=True)
     ]
     return torch.cat(done).index_select(0, row)
 
@@ -207,6 +222,7 @@ def _tile(
     v: "Tensor",
     position: "Tensor",
     sinks: "Tensor | None",
+    tree: Tree | None,
 ) -> "Tensor":
     """One tile of queries over all key blocks in order. A block that a query does not see changes
     neither its sum nor its maximum, so it may be computed or left out."""
@@ -221,7 +237,7 @@ def _tile(
     for block in range(k.shape[0] // KEY_BLOCK):
         span = slice(block * KEY_BLOCK, (block + 1) * KEY_BLOCK)
         key = torch.arange(span.start, span.stop, device=q.device, dtype=torch.int32)
-        seen = visible(spec, position, key)  # [n, S]
+        seen = visible(spec, position, key, tree)  # [n, S]
         held = seen.any(0)[:, None, None]
         kb, vb = (x[span].to(wide).where(held, 0.0).transpose(0, 1) for x in (k, v))
         score = grouped @ kb.transpose(-1, -2).contiguous() * spec.scale  # [Hkv, G * n, S]

@@ -21,6 +21,35 @@ def random_lengths(choose: "random.Random", longest: int = 300) -> list[tuple[in
     return decodes + prefills
 
 
+def random_drafts(choose: "random.Random") -> list[tuple[int, int]]:
+    """(q_len, seq_len) of sequences that verify a draft, the longest with two bytes of mask"""
+    sizes = [choose.randint(2, 16) for _ in range(choose.randint(1, 3))]
+    return [(size, size + choose.randint(0, 200)) for size in sizes]
+
+
+def plant(batch: ForwardBatch, drafts: int, choose: "random.Random") -> None:
+    """Random trees for the sequences after the decodes: masks, and positions of all tokens."""
+    import torch
+
+    T = batch.token_ids.shape[0]
+    mask = torch.zeros(T, 2, dtype=torch.uint8)
+    position = torch.zeros(T, dtype=torch.int32)
+    batch.num_verify = drafts
+    for index in range(batch.num_seqs):
+        begin, end = batch.host_q_start[index : index + 2]
+        before = batch.host_seq_len[index] - (end - begin)
+        if not 0 <= index - batch.num_decode < drafts:
+            position[begin:end] = torch.arange(before, before + end - begin)
+            continue
+        branches = [1]
+        for token in range(1, end - begin):
+            branches.append(choose.choice(branches) | 1 << token)
+        for token, seen in enumerate(branches, begin):
+            mask[token] = torch.tensor([seen & 255, seen >> 8], dtype=torch.uint8)
+            position[token] = before + seen.bit_count() - 1
+    batch.tree_mask, batch.position = mask, position
+
+
 def attention_inputs(spec: Any, seed: int) -> dict[str, Any]:
     """q, batch and sinks for `run`, and `kv` [2, pages, page_size, Hkv, row] to import first."""
     import random
@@ -30,7 +59,12 @@ def attention_inputs(spec: Any, seed: int) -> dict[str, Any]:
     choose = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     lengths = random_lengths(choose)
+    drafts = random_drafts(choose) if spec.tree else []
+    at = sum(q == 1 for q, _ in lengths)
+    lengths[at:at] = drafts
     batch, kv = paged_batch(lengths, spec, generator, padding=choose.randint(0, 2))
+    if spec.tree:
+        plant(batch, len(drafts), choose)
     T = batch.token_ids.shape[0]
     dtype = getattr(torch, spec.dtype)
     q = torch.randn(T, spec.num_heads, spec.kv.head_dim, generator=generator).to(dtype)
