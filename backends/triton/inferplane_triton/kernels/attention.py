@@ -171,7 +171,8 @@ def _owner(tile, seqs, q_start_ptr, TOKENS: tl.constexpr):
 @triton.jit(do_not_specialize=["seqs"], do_not_specialize_on_alignment=["q_start_ptr"])
 def tiled(
     q_ptr, k_ptr, v_ptr, out_ptr, sink_ptr, table_ptr, seq_len_ptr, q_start_ptr,
-    position_ptr, mask_ptr, stride_mask, seqs, stride_q, stride_out, stride_page, stride_token, stride_head, stride_table, scale,
+    position_ptr, mask_ptr, stride_mask, seqs, stride_q, stride_out,
+    stride_page, stride_token, stride_head, stride_table, scale,
     HEADS: tl.constexpr, SHARED: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
     PAGE: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr, TREE: tl.constexpr,
