@@ -65,7 +65,9 @@ def theirs(args: argparse.Namespace) -> list[dict[str, Any]]:
     command = [sys.executable, "bench_vllm.py", "--config", args.model, *modes]
     for option in SCHEMES.get(args.quantization, ()):
         command += ["--set", option]
-    known = os.pathsep.join([str(args.vllm / "packages"), os.environ.get("PYTHONPATH", "")])
+    known = os.pathsep.join(
+        [str((args.vllm / "packages").resolve()), os.environ.get("PYTHONPATH", "")]
+    )
     environment = os.environ | {"PYTHONPATH": known}
     if args.deterministic:
         environment["VLLM_BATCH_INVARIANT"] = "1"
