@@ -47,7 +47,7 @@ def test_a_misspelt_hook_is_an_error() -> None:
     text = refusal(backend("acme", op_impl=op_impl))
     assert text == (
         "plugin acme has unknown hooks ['op_impl']: the hooks are backend_info, probe, "
-        "create_device, op_impls, kv_layouts, graphs, hints, host_threads, diagnostics"
+        "create_device, op_impls, kv_layouts, graphs, compiler, hints, host_threads, diagnostics"
     )
     text = refusal(backend("acme", probe=None, prob=op_impl))
     assert text == (
