@@ -60,6 +60,30 @@ def test_recorded_steps_have_the_bits_of_eager_ones(backend: str, model: str) ->
     assert both[0] == both[1]
 
 
+@pytest.mark.parametrize("quantization", ["fp8", "fp8-block", "int8"])
+@pytest.mark.parametrize("graphs", [True, False])
+def test_inputs_quantized_on_the_way_have_the_same_bits(
+    backend: str, quantization: str, graphs: bool
+) -> None:
+    both, chosen = [], []
+    for op in ([], ["norm_linear=reference", "norm_mlp=reference"]):
+        engine = tiny_engine(
+            "wide",
+            Plugins(),
+            backend,
+            dtype="bfloat16",
+            quantization=quantization,
+            disable_graphs=not graphs,
+            op=op,
+        )
+        decisions = engine.loaded.resolver.decisions.values()
+        chosen.append({d.chosen.name for d in decisions if d.op in ("norm_linear", "norm_mlp")})
+        both.append(serve(engine, requests())[0])
+    if chosen[0] == {"reference"}:
+        pytest.skip(f"{backend} does not quantize on the way")
+    assert both[0] == both[1]
+
+
 def greedy(vocab: int = 4096) -> list[Submit]:
     """Prompts longer than the token budget and ones that share a beginning."""
     choose = random.Random(1)

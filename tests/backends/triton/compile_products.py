@@ -7,7 +7,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from inferplane_triton.kernels import gemv, nibbles, quantize, tiles
+from inferplane_triton.kernels import gemv, nibbles, quantize, rowwise, tiles
 
 TYPES = {"w_ptr": "*bf16", "scale_ptr": "*fp32", "input_scale_ptr": "*fp32", "q_ptr": "*fp8e4nv"}
 TYPES |= {"part_ptr": "*fp32", "count_ptr": "*i32"}
@@ -17,6 +17,8 @@ ROW = {"ROWS": 2, "BIAS": True, "PDL": True}
 SCALED = {"BLOCKED": False, "INPUT": True}
 INPUT = {"DYNAMIC": True, "STATIC": False}
 FOUND = ("griddepcontrol.wait", "prefetch.global.L2", "wgmma", "fma.rn.bf16x2")
+QUANTIZE = {"STATIC": False, "PDL": True}
+NORM = {"EPSILON": 1e-5, "OFFSET": 1.0, "CAST_FIRST": True, "ADD": True}
 NIBBLES = {"PLANE": 128, "ASYMMETRIC": True, "PTX": True}
 
 CASES = [
@@ -31,6 +33,10 @@ CASES = [
     (gemv.several_rows, ROW | {"BLOCK": 1024, "M_PAD": 4}, {}),
     (gemv.one_row_w8, ROW | INPUT | {"BLOCK": 1024, "BLOCKED": False}, FP8),
     (quantize.rows, {"GROUP": 4096, "WIDTH": 4096, "STATIC": False, "PDL": True}, {}),
+    (rowwise.rms_quantize, QUANTIZE | NORM | {"BLOCK": 4096, "GROUP": 4096}, {}),
+    (rowwise.rms_quantize, QUANTIZE | NORM | {"BLOCK": 8192, "GROUP": 128}, {}),
+    (rowwise.glu_quantize, QUANTIZE | {"GELU": False, "BLOCK": 16384, "GROUP": 16384}, {}),
+    (rowwise.glu_quantize, QUANTIZE | {"GELU": True, "BLOCK": 1024, "GROUP": 128}, {}),
 ]
 
 
