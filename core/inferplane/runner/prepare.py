@@ -1,5 +1,6 @@
 """What is agreed with a device before any weight is read: types, sizes, and the KV layout."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -62,8 +63,9 @@ def prepare(config: Config, model: dict[str, Any], plugins: Plugins) -> Prepared
     architecture = find_architecture(model)
     model = architecture.settings(model)
     determinism: Determinism = "batch" if config.enable_deterministic_inference else "run"
-    cache = str(cache_dir())
-    options = {"determinism": determinism, "threads": config.threads, "cache": cache}
+    options: dict[str, Any] = {"determinism": determinism, "threads": config.threads}
+    with suppress(RuntimeError):  # a user without a home, as in some containers
+        options["cache"] = str(cache_dir())
     device, reason = open_device(plugins, config.device, options)
     if reason:
         config = config.decide(reason, device=device.info.backend)
