@@ -116,8 +116,8 @@ def _sequence(
     if spec.determinism == "batch":
         result = attend_tiled(spec, query, keys, values, position, sinks, tree)
     else:
-        one = (x[None] for x in (query, keys, values, position))
-        result = attend(spec, *one, sinks, tree)[0]
+        given = (query[None], keys[None], values[None], position[None])
+        result = attend(spec, *given, sinks, tree)[0]
     where = torch.where(offset < length, begin + offset, q.shape[0]).long()
     return out.index_put((where,), result)
 
