@@ -208,7 +208,7 @@ static void pack_values(const T* values, const int64_t* offset, int64_t first, i
 
 // The same as pairs of tokens (2i, 2i + 1). Two vectors have 2 W dimensions, the even ones first:
 // shifts and blends make that order, where the natural one takes as many moves across lanes, of
-// which there is one a cycle (measured: twice the time). write_row puts them back.
+// which there is one a cycle. write_row puts them back.
 static inline void pack_value_pairs(const bf16* values, const int64_t* offset, int64_t first,
                                     int64_t last, int64_t count, int64_t head_dim, int64_t width,
                                     const Ahead<bf16>& ahead, uint32_t* out) {
