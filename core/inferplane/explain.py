@@ -14,6 +14,7 @@ from inferplane.plugins import Plugins
 from inferplane.resolver import Decision
 from inferplane.runner.build import Build
 from inferplane.runner.dry import NO_DATA, NoWeights, build_dry
+from inferplane.runner.inputs import bind_derive
 from inferplane.runner.memory import Budget, plan_memory
 from inferplane.runner.prepare import Source, prepare
 from inferplane.runner.sampler import Sampler
@@ -95,6 +96,7 @@ def explain(
     weights = NoWeights(prepared.config.dtype, source, prepared)
     build = build_dry(prepared, weights)
     vocab = int(prepared.model["vocab_size"])
+    bind_derive(build)
     Sampler(build, make_tables(1, [1] * len(build.groups), vocab, NO_DATA, True), vocab)
     final, budget = plan_memory(
         build.schemes.record(prepared.config),

@@ -161,7 +161,7 @@ class Resolver:
                 return Reject("layout", f"{kv.layout} not in {verdict.layouts}")
             if verdict.page_sizes and kv.page_size not in verdict.page_sizes:
                 return Reject("page_size", f"{kv.page_size} not in {verdict.page_sizes}")
-        fallback = impl is TABLE[op].reference and TABLE[op].parts is None
+        fallback = impl is TABLE[op].reference and TABLE[op].falls_back
         asked = impl.name in (self.overrides.get(op), self.overrides.get("*"))
         if self.require_native and fallback and not asked:
             return Reject("strict", "--require-native allows no fallback")
@@ -204,7 +204,7 @@ class Resolver:
             {
                 d.op
                 for d in self.decisions.values()
-                if d.chosen is TABLE[d.op].reference and TABLE[d.op].parts is None
+                if d.chosen is TABLE[d.op].reference and TABLE[d.op].falls_back
             }
         )
 

@@ -12,12 +12,14 @@ def op_impls(device: Device) -> Iterable[tuple[str, OpImpl]]:
         return []
     from inferplane_triton import quantized
     from inferplane_triton.attention import PagedAttention
+    from inferplane_triton.derive import Derive
     from inferplane_triton.linear import InvariantLinear, InvariantLogits, Linear, Logits
     from inferplane_triton.normed import NormLinear, NormMLP
     from inferplane_triton.rowwise import AddRMSNorm, Glu, RMSNorm, RopeWrite
     from inferplane_triton.sampling import Draw, Embedding, Filter, Logprobs
 
     return [
+        ("batch.derive", Derive()),
         ("attention.paged", PagedAttention()),
         ("qk_norm_rope_kvwrite", RopeWrite()),
         ("norm.rms", RMSNorm()),

@@ -161,6 +161,13 @@ class Op:
     """composites only: (op name, spec) of the decomposition, in order"""
     mutates: tuple[str, ...] = ()
     """arguments that an implementation may overwrite: callers do not use them afterwards"""
+    own: bool = False
+    """core's own arithmetic, which a device may do with fewer launches: no model is slow without"""
+
+    @property
+    def falls_back(self) -> bool:
+        """Whether its reference is a fallback, not an op's parts or what core does itself"""
+        return self.parts is None and not self.own
 
 
 @dataclass(frozen=True, slots=True)

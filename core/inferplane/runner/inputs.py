@@ -7,13 +7,16 @@ first part is the input of a recorded graph, the second is applied before it.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from inferplane.hw.batch import FROM_DEVICE, ForwardBatch, StepPlan
+from inferplane.hw.batch import ForwardBatch, StepPlan
 from inferplane.hw.device import Device, Event, ShapePolicy
 from inferplane.hw.kv import KVGroup
+from inferplane.hw.ops.derive import DeriveSpec
+from inferplane.runner.build import Build
 from inferplane.runner.tables import WIDTH, Tables, pack_rows
 
 if TYPE_CHECKING:
@@ -55,13 +58,15 @@ class _Staging:
 
 
 class Inputs:
-    """Packs plans and derives batches. `buckets`: sizes to pad decode steps to, on static devices
-    all steps; `mixed`: (tokens, sequences) to pad other steps to, where one holds them."""
+    """Packs plans and derives batches. `derive`: batch.derive, bound. `buckets`: sizes to pad
+    decode steps to, on static devices all steps; `mixed`: (tokens, sequences) to pad other steps
+    to, where one holds them."""
 
     def __init__(
         self,
         device: Device,
         tables: Tables,
+        derive: Callable[..., Any],
         groups: list[KVGroup],
         policy: ShapePolicy,
         buckets: tuple[int, ...],
@@ -71,8 +76,8 @@ class Inputs:
     ) -> None:
         self._device = device
         self.tables = tables
+        self._derive = derive
         self._page_size = groups[0].spec.page_size
-        self._groups = len(groups)
         self._buckets = buckets
         self._mixed = mixed
         self._policy = policy
@@ -118,13 +123,8 @@ class Inputs:
 
     def blank(self, bucket: Bucket) -> Step:
         """A step of a padded bucket that is nothing but padding."""
-        import torch
-
-        if bucket not in self._static:
-            where = self._device.info.torch_device
-            self._static[bucket] = torch.empty(bucket.words, dtype=torch.int32, device=where)
         nothing = StepPlan(step=0, rows=[], q_lens=[], starts=[], tokens=[], num_decode=0)
-        return Step(nothing, bucket, self._static[bucket].zero_())
+        return Step(nothing, bucket, self._place(bucket).zero_())
 
     def send(self, plan: StepPlan) -> Step:
         """Copy the plan's words to the device and apply its changes to the tables."""
@@ -145,16 +145,25 @@ class Inputs:
         view.numpy()[:] = words + pages + rows
         target = self._device.info.torch_device
         # on the CPU the copy is real, too: the staging buffer is written again soon
-        sent = torch.empty(total, dtype=torch.int32, device=target)
-        sent.copy_(view, non_blocking=True)
+        head = self._place(bucket).copy_(view[: len(words)], non_blocking=True)
+        if total > len(words):
+            sent = torch.empty(total - len(words), dtype=torch.int32, device=target)
+            sent.copy_(view[len(words) :], non_blocking=True)
+            self._apply(plan, sent[: len(pages)], sent[len(pages) :])
         staging.read = self._device.record()
-        head = sent[: len(words)]
-        if bucket.padded:
-            if bucket not in self._static:
-                self._static[bucket] = torch.empty_like(head)
-            head = self._static[bucket].copy_(head)
-        self._apply(plan, sent[len(words) : len(words) + len(pages)], sent[len(words + pages) :])
         return Step(plan, bucket, head)
+
+    def _place(self, bucket: Bucket) -> "Tensor":
+        """Where the words of a step go: of a padded bucket, where its recording reads them."""
+        import torch
+
+        if bucket in self._static:
+            return self._static[bucket]
+        where = self._device.info.torch_device
+        made = torch.empty(bucket.words, dtype=torch.int32, device=where)
+        if bucket.padded:
+            self._static[bucket] = made
+        return made
 
     def _apply(self, plan: StepPlan, pages: "Tensor", rows: "Tensor") -> None:
         at = pages.view(-1, 4)
@@ -166,35 +175,24 @@ class Inputs:
 
     def derive(self, step: Step) -> ForwardBatch:
         """The batch from words and tables; also counts the step's tokens as computed."""
-        import torch
-
         bucket, tables = step.bucket, self.tables
         B, T, N = bucket.seqs, bucket.tokens, bucket.samples
         row, q_start, token, token_row, offset, last, _ = step.words.split(
             [B, B + 1, T, T, T, N, N]
         )
-        before = tables.num_computed
-        position = before.index_select(0, token_row) + offset
-        known = tables.last_token.index_select(0, token_row)
-        q_len = q_start[1:] - q_start[:-1]
-        seq_len = before.index_select(0, row) + q_len
-        tables.put("num_computed", (row,), seq_len)
-        column = position.div(self._page_size, rounding_mode="floor")
-        inside = position - column * self._page_size
-        where = (token_row.long(), column.long())
-        host = self._host_fields(step)
+        words, pages = (row, q_start, token, token_row, offset), tuple(tables.pages)
+        made = self._derive(*words, tables.num_computed, tables.last_token, pages, bucket.columns)
+        token_ids, position, seq_len, tables.num_computed, *by_group = made
         return ForwardBatch(
-            token_ids=torch.where(token == FROM_DEVICE, known, token),
+            token_ids=token_ids,
             position=position,
-            slot=tuple(pages[where] * self._page_size + inside for pages in tables.pages),
+            slot=tuple(by_group[: len(pages)]),
             row=row,
             q_start=q_start,
             seq_len=seq_len,
-            page_table=tuple(
-                pages[:, : bucket.columns].index_select(0, row) for pages in tables.pages
-            ),
+            page_table=tuple(by_group[len(pages) :]),
             logit_index=last,
-            **host,
+            **self._host_fields(step),
         )
 
     def refresh(self, batch: ForwardBatch, step: Step) -> None:
@@ -248,3 +246,12 @@ def pack(plan: StepPlan, bucket: Bucket) -> list[int]:
     words += plan.tokens + zeros + token_row + zeros + offset + zeros
     zeros = [0] * spare_samples
     return words + last + zeros + sample_row + zeros
+
+
+def bind_derive(build: Build) -> Callable[..., Any]:
+    spec = DeriveSpec(
+        page_size=build.groups[0].spec.page_size,
+        inplace=build.device.info.traits.inplace,
+        determinism=build.determinism,
+    )
+    return build.bind("batch.derive", spec).run

@@ -16,7 +16,7 @@ from inferplane.layers import Model
 from inferplane.plugins import Plugins
 from inferplane.resolver import Resolver
 from inferplane.runner.dry import check_memory
-from inferplane.runner.inputs import Inputs
+from inferplane.runner.inputs import Inputs, bind_derive
 from inferplane.runner.memory import Budget, allocate, plan_memory
 from inferplane.runner.packed import open_packed
 from inferplane.runner.prepare import Prepared, Source, prepare
@@ -171,7 +171,9 @@ def make_runner(prepared: Prepared, config: Config, model: Model, depth: int) ->
     mixed = () if decode_only else hints.mixed_buckets
     policy = "dynamic" if exact_shapes(prepared) else device.info.shape_policy
     buckets = hints.token_buckets
-    inputs = Inputs(device, tables, build.groups, policy, buckets, mixed, columns, depth)
+    inputs = Inputs(
+        device, tables, bind_derive(build), build.groups, policy, buckets, mixed, columns, depth
+    )
     return Runner(
         device, model, build, tables, inputs, sampler, prepared.graphs, hints.max_programs
     )

@@ -86,10 +86,11 @@ class Recordings:
         return known.logits
 
     def rehearse(self, step: Step, plan_ops: Planning, compute: Compute) -> None:
-        """Record the forward pass and throw the recording away."""
-        batch = self._inputs.derive(step)
-        plan_ops(batch)
-        self._capture(lambda: compute(batch))
+        """Record the step and throw the recordings away."""
+        made: list[ForwardBatch] = []
+        self._graphs.capture(lambda: made.append(self._inputs.derive(step)), self._state)
+        plan_ops(made[0])
+        self._capture(lambda: compute(made[0]))
 
     def run(
         self, step: Step, plan_ops: Planning, compute: Compute

@@ -8,6 +8,7 @@ from inferplane.hw.kv import KVSpec
 from inferplane.hw.op import Determinism
 from inferplane.hw.ops.activation import GluSpec
 from inferplane.hw.ops.attention import AttentionSpec
+from inferplane.hw.ops.derive import DeriveSpec
 from inferplane.hw.ops.embedding import EmbeddingSpec
 from inferplane.hw.ops.gated import GatedLinearSpec
 from inferplane.hw.ops.kv import KVOpSpec, RopeWriteSpec
@@ -31,6 +32,11 @@ def conformance_cases(op: str, dtypes: tuple[str, ...] = DTYPES) -> list[Any]:
     modes = [mode for mode in get_args(Determinism) if mode != "none"]
     made = (replace(s, determinism=m) for t in dtypes for s in _MAKERS[op](t) for m in modes)
     return list(dict.fromkeys(made))
+
+
+def _derive(dtype: str) -> Iterator[DeriveSpec]:
+    for page, inplace in ((16, True), (8, True), (16, False)):
+        yield DeriveSpec(page_size=page, inplace=inplace)
 
 
 def _kv(heads: int, dim: int, page: int, dtype: str) -> KVSpec:
@@ -233,6 +239,7 @@ def _sampling(dtype: str) -> Iterator[SamplingSpec]:
 
 
 _MAKERS: dict[str, Callable[[str], Iterator[Any]]] = {
+    "batch.derive": _derive,
     "attention.paged": _attention,
     "kv.write": _kv_op,
     "kv.gather": _kv_op,

@@ -7,6 +7,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from inferplane_triton.kernels import derive
 from inferplane_triton.kernels import sampling as kernels
 from inferplane_triton.kernels.wide_sampling import wide
 
@@ -26,7 +27,11 @@ TILES = {"SEGMENT": 2048, "GROUP": 64, "GROUPS": 32, "CAP": 4096, "BITS": 4, "BL
 TILES |= {"PADDED": 4096, "SEGMENTS_PAD": 128, "BANNED_PAD": 64, "CORES": 132, "CORES_PAD": 256}
 TILES |= {"WAYS": 16, "LANES": 512, "UNROLL": 4, "ENOUGH": 1024}
 
+WORDS = dict.fromkeys((name for name in derive.derive.arg_names if name.endswith("_ptr")), I)
+
 CASES = [
+    (derive.derive, {"PAGE": 16, "MAIN": True}, WORDS, ()),
+    (derive.derive, {"PAGE": 16, "MAIN": False}, WORDS, ()),
     (kernels.restrict, {}, PENALTIES, ()),
     (kernels.restrict, {}, {"out_ptr": F}, tuple(PENALTIES)),
     (kernels.peaks, {"LOGPROBS": False}, {}, ("own_ptr", "above_ptr")),

@@ -246,4 +246,4 @@ def test_kernels_compile(target: str, tmp_path: Path) -> None:
         text=True,
     )
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
-    assert len(run.stdout.splitlines()) == 16
+    assert len(run.stdout.splitlines()) == 18

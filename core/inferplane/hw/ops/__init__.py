@@ -4,6 +4,7 @@ from inferplane.hw.op import Op
 from inferplane.hw.ops import (
     activation,
     attention,
+    derive,
     embedding,
     gated,
     kv,
@@ -14,5 +15,17 @@ from inferplane.hw.ops import (
     sampling,
 )
 
-MODULES = (attention, kv, norm, rope, activation, embedding, linear, gated, normed, sampling)
+MODULES = (
+    derive,
+    attention,
+    kv,
+    norm,
+    rope,
+    activation,
+    embedding,
+    linear,
+    gated,
+    normed,
+    sampling,
+)
 TABLE: dict[str, Op] = {op.name: op for module in MODULES for op in module.OPS}
