@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="triton is not installed", exc_type=ImportError)
+import tests.backends.triton.interpreter  # noqa: F401  # isort: skip  (before any kernel)
 
 from inferplane.errors import DeviceError
 from inferplane.hw import DeviceInfo, TorchDevice
