@@ -77,8 +77,8 @@ class Model(Protocol):
     def forward(self, batch: ForwardBatch) -> "Tensor":
         """Hidden states [T, d] after the last norm."""
 
-    def logits(self, hidden: "Tensor") -> "Tensor":
-        """[N, d] -> f32[N, V]"""
+    def logits(self, hidden: "Tensor", out: "Tensor | None" = None) -> "Tensor":
+        """[N, d] -> f32[N, V], which is `out` if that is given"""
 
 
 def take_matrix(
@@ -340,8 +340,11 @@ class Head:
         bound, self._packed = build.bind_packed(
             "logits", replace(spec, scheme=scheme), {stored: (vocab, dim)}, read
         )
-        self._run = bound.run
+        self._bound = bound
 
-    def __call__(self, hidden: "Tensor") -> "Tensor":
-        out: Tensor = self._run(hidden, self._packed)
+    def __call__(self, hidden: "Tensor", out: "Tensor | None" = None) -> "Tensor":
+        if out is None or self._bound.into is None:
+            made: Tensor = self._bound.run(hidden, self._packed)
+            return made if out is None else out.copy_(made)
+        self._bound.into(hidden, self._packed, out)
         return out

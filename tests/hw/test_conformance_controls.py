@@ -232,6 +232,20 @@ def test_use_of_poisoned_pages_is_found() -> None:
     assert "NaN" in found("attention.paged", careless)
 
 
+def test_a_result_that_does_not_come_to_its_place_is_found() -> None:
+    def placed(change: Callable[[Any], Any]) -> Wrong:
+        def wrong(spec: Any, right: Bound, ctx: Any) -> Bound:
+            def into(hidden: Any, weight: Any, out: Any) -> None:
+                out.copy_(change(right.run(hidden, weight)))
+
+            return replace(right, into=into)
+
+        return wrong
+
+    assert found("logits", placed(lambda t: t)) == ""
+    assert "written to a place" in found("logits", placed(lambda t: t * (1 + 2**-20)))
+
+
 def test_writes_beside_the_slots_are_found() -> None:
     def spill(spec: Any, right: Bound, ctx: Any) -> Bound:
         handle = ctx.kv(spec.layer)

@@ -123,4 +123,7 @@ class Logits:
             out = linear(hidden, weight).float()
             return spec.softcap * (out / spec.softcap).tanh() if spec.softcap else out
 
-        return Bound(run=run, prepack=prepack)
+        def into(hidden: "Tensor", weight: "Tensor", out: "Tensor") -> None:
+            out.copy_(run(hidden, weight) if spec.softcap else linear(hidden, weight))
+
+        return Bound(run=run, into=into, prepack=prepack)

@@ -51,4 +51,7 @@ class Logits:
             out = linear(hidden, weight).float()
             return spec.softcap * (out / spec.softcap).tanh() if spec.softcap else out
 
-        return Bound(run=run, prepack=lambda weight: weight)
+        def into(hidden: "Tensor", weight: "Tensor", out: "Tensor") -> None:
+            out.copy_(run(hidden, weight) if spec.softcap else linear(hidden, weight))
+
+        return Bound(run=run, into=into, prepack=lambda weight: weight)

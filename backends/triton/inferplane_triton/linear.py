@@ -6,7 +6,7 @@ another batch.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from inferplane.hw import Bound, BuildContext, Device, Reject, Support
 from inferplane.hw.op import describe
@@ -24,7 +24,14 @@ FEW_ROWS = 32
 TILE = 64
 KEY = "triton.parts"
 DENSE = Operands(w=2, x=2)
-Product = Callable[["Tensor", "Tensor", "Tensor | None"], "Tensor"]
+
+
+class Product(Protocol):
+    def __call__(
+        self, x: "Tensor", weight: "Tensor", bias: "Tensor | None", out: "Tensor | None" = None
+    ) -> "Tensor":
+        """x[T, K] @ weight[N, K].T + bias; `out`: float32, gets the values that else are in x's
+        type"""
 
 
 def _supports(spec: LinearSpec | LogitsSpec, in_features: int, columns: int = 0) -> Reject | None:
@@ -68,11 +75,14 @@ def own_or_library(columns: int, width: int, ctx: BuildContext) -> Product:
     few = fitting(DENSE, ctx.device)(tuning.dense_few(columns, width, pdl), FEW_ROWS)
     scratch = scratch_for([(FEW_ROWS, few)], columns, ctx)
 
-    def product(x: "Tensor", weight: "Tensor", bias: "Tensor | None") -> "Tensor":
+    def product(
+        x: "Tensor", weight: "Tensor", bias: "Tensor | None", out: "Tensor | None" = None
+    ) -> "Tensor":
         rows = x.shape[0]
         if not 0 < rows <= FEW_ROWS or not x.is_contiguous():
-            return linear(x, weight, bias)
-        y = x.new_empty((rows, columns))
+            made = linear(x, weight, bias)
+            return made if out is None else out.copy_(made)
+        y = x.new_empty((rows, columns)) if out is None else out
         if rows == 1:
             launch.dense_row(x, weight, bias, y, row)
         elif several and rows <= launch.SEVERAL:
@@ -93,9 +103,11 @@ def invariant(columns: int, width: int, ctx: BuildContext) -> Product:
     many = fit(many, many.most)
     scratch = scratch_for([(tuning.FEW, few)], columns, ctx)
 
-    def product(x: "Tensor", weight: "Tensor", bias: "Tensor | None") -> "Tensor":
+    def product(
+        x: "Tensor", weight: "Tensor", bias: "Tensor | None", out: "Tensor | None" = None
+    ) -> "Tensor":
         x = x.contiguous()
-        y = x.new_empty((x.shape[0], columns))
+        y = x.new_empty((x.shape[0], columns)) if out is None else out
         if x.shape[0]:
             cut = few if x.shape[0] <= tuning.FEW else many
             launch.dense_tiles(x, weight, bias, y, cut, scratch())
@@ -123,7 +135,13 @@ def _logits(spec: LogitsSpec, product: Product) -> Bound:
     def run(hidden: "Tensor", weight: "Tensor") -> "Tensor":
         return finished(product(hidden, weight, None), spec.softcap)
 
-    return Bound(run=run, prepack=lambda weight: weight.contiguous())
+    def into(hidden: "Tensor", weight: "Tensor", out: "Tensor") -> None:
+        if spec.softcap:
+            out.copy_(run(hidden, weight))
+        else:
+            product(hidden, weight, None, out)
+
+    return Bound(run=run, into=into, prepack=lambda weight: weight.contiguous())
 
 
 class Linear:

@@ -223,4 +223,7 @@ class Logits:
         def run(hidden: "Tensor", weight: Any) -> "Tensor":
             return finished(product(hidden, weight, None), spec.softcap)
 
-        return Bound(run=run, prepack=product.prepack)
+        def into(hidden: "Tensor", weight: Any, out: "Tensor") -> None:
+            out.copy_(run(hidden, weight) if spec.softcap else product(hidden, weight, None))
+
+        return Bound(run=run, into=into, prepack=product.prepack)

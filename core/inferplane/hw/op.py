@@ -88,6 +88,8 @@ class Bound:
     """
 
     run: Callable[..., Any]
+    into: Callable[..., None] | None = None
+    """`run` with one more argument in the end: the tensor that its one result is written to"""
     plan: "Callable[[ForwardBatch], Any] | None" = None
     prepack: Callable[..., Any] | None = None
     packing: Packing | None = None

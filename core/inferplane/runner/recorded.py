@@ -20,7 +20,8 @@ from inferplane.runner.tables import Tables
 if TYPE_CHECKING:
     from torch import Tensor
 
-Compute = Callable[[ForwardBatch], "tuple[Tensor, Tensor]"]
+Compute = Callable[[ForwardBatch, "Tensor | None"], "tuple[Tensor, Tensor]"]
+"""(batch, where the logits go if that matters) -> (hidden states, logits)"""
 Planning = Callable[[ForwardBatch], None]
 
 
@@ -90,7 +91,8 @@ class Recordings:
         made: list[ForwardBatch] = []
         self._graphs.capture(lambda: made.append(self._inputs.derive(step)), self._state)
         plan_ops(made[0])
-        self._capture(lambda: compute(made[0]))
+        _, run = self._shared(made[0], compute)
+        self._capture(run)
 
     def run(
         self, step: Step, plan_ops: Planning, compute: Compute
@@ -138,14 +140,9 @@ class Recordings:
 
         tables = self._inputs.tables
         if not tables.inplace:
-            return None, lambda: compute(batch)
+            return None, lambda: compute(batch, None)
         rows, device = batch.logit_index.shape[0], batch.logit_index.device
         if self._logits is None or len(self._logits) < rows:
             self._logits = torch.empty(rows, tables.vocab, dtype=torch.float32, device=device)
         shared = self._logits[:rows]
-
-        def run() -> "tuple[Tensor, Tensor]":
-            hidden, logits = compute(batch)
-            return hidden, shared.copy_(logits)
-
-        return shared, run
+        return shared, lambda: compute(batch, shared)

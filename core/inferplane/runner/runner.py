@@ -219,9 +219,9 @@ class Runner:
         hidden, logits = self._compute(batch)
         return Forwarded(step, batch, hidden, logits, recorded=False)
 
-    def _compute(self, batch: ForwardBatch) -> "tuple[Tensor, Tensor]":
+    def _compute(self, batch: ForwardBatch, out: "Tensor | None" = None) -> "tuple[Tensor, Tensor]":
         hidden = self._model.forward(batch)
-        return hidden, self._model.logits(hidden.index_select(0, batch.logit_index))
+        return hidden, self._model.logits(hidden.index_select(0, batch.logit_index), out)
 
     def _plan_ops(self, batch: ForwardBatch) -> None:
         for bound in self._plans:

@@ -225,6 +225,24 @@ class PlannedAttention:
         return Bound(run=run, plan=plan)
 
 
+@dataclass(frozen=True, slots=True)
+class PlacedLogits:
+    """The reference, which also writes its result where it is told to."""
+
+    name: str = "null.placed"
+
+    def supports(self, spec: Any, device: Any) -> Support:
+        return Support(priority=60, invariance="batch")
+
+    def build(self, spec: Any, ctx: BuildContext) -> Bound:
+        inner = TABLE["logits"].reference.build(spec, ctx)
+
+        def into(hidden: "Tensor", weight: Any, out: "Tensor") -> None:
+            out.copy_(inner.run(hidden, weight))
+
+        return replace(inner, into=into)
+
+
 class NullBackend:
     """The plugin: `Plugins().register("null", NullBackend(settings))`."""
 
@@ -261,7 +279,9 @@ class NullBackend:
 
     @impl
     def op_impls(self, device: NullDevice) -> Iterable[tuple[str, OpImpl]]:
-        return [("attention.paged", PlannedAttention())] if self.settings.planned else []
+        if not self.settings.planned:
+            return []
+        return [("attention.paged", PlannedAttention()), ("logits", PlacedLogits())]
 
     @impl
     def graphs(self, device: NullDevice) -> GraphBackend | None:

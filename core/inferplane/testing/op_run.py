@@ -93,8 +93,14 @@ class Built:
             write_packed(path, {"weights": saved})
             return read_packed(path)["weights"]
 
-    def __call__(self, inputs: Inputs, kept: "dict[str, Tensor] | None" = None) -> Outcome:
-        """`kept`: what `keep` gave, to be loaded in place of packing."""
+    def __call__(
+        self,
+        inputs: Inputs,
+        kept: "dict[str, Tensor] | None" = None,
+        into: "Tensor | None" = None,
+    ) -> Outcome:
+        """`kept`: what `keep` gave, to be loaded in place of packing. `into`: a tensor like the
+        result, to which it is to be written."""
         import torch
 
         device = self._device.info.torch_device
@@ -116,7 +122,12 @@ class Built:
             if self.bound.plan is not None:
                 self.bound.plan(moved["batch"])
             named = {name: moved.pop(name) for name in KEYWORDS & set(moved)}
-            result = self.bound.run(*moved.values(), **named)
+            if into is None:
+                result = self.bound.run(*moved.values(), **named)
+            else:
+                assert self.bound.into is not None
+                result = to_device(into, device)
+                self.bound.into(*moved.values(), result)
             results = [] if result is None else list(result) if _many(result) else [result]
             self._device.synchronize()
             after = None if handle is None else export(handle)

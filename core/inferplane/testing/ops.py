@@ -77,6 +77,9 @@ def _check(device: Device, op: str, impl: OpImpl, spec: Any, seed: int, layout: 
     else:
         _agrees(op, spec, inputs, done)
     _same_again("the same call", built(inputs), done)
+    if built.bound.into is not None:
+        place = done.results[0].new_full(done.results[0].shape, float("nan"))
+        _same_again("the result written to a place", built(inputs, into=place), done)
     if built.bound.packing is not None:
         _can_be_kept(built, Built(op, impl, spec, device, layout), inputs, done)
     if op in STRIDED:

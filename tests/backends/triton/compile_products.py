@@ -23,13 +23,14 @@ NIBBLES = {"PLANE": 128, "ASYMMETRIC": True, "PTX": True}
 
 CASES = [
     (tiles.dense, TILE | {"BLOCK": 128, "SERIAL": False, "RAGGED": False}, {}),
-    (tiles.dense, TILE | {"BLOCK": 128, "SERIAL": True, "RAGGED": True}, {}),
+    (tiles.dense, TILE | {"BLOCK": 128, "SERIAL": True, "RAGGED": True}, {"y_ptr": "*fp32"}),
     (tiles.w8, TILE | SCALED | {"BLOCK": 256}, FP8 | {"x_ptr": "*fp8e4nv"}),
     (tiles.w8, TILE | {"BLOCK": 128, "BLOCKED": True, "INPUT": False}, FP8),
     (nibbles.int4, TILE | NIBBLES, INT4),
     (nibbles.int4, TILE | NIBBLES, INT4 | {"x_ptr": "*fp16", "scale_ptr": "*fp32"}),
     (nibbles.dequantize, {"ROWS": 64} | NIBBLES, INT4),
     (gemv.one_row, ROW | {"BLOCK": 1024}, {}),
+    (gemv.one_row, ROW | {"BLOCK": 1024}, {"y_ptr": "*fp32"}),
     (gemv.several_rows, ROW | {"BLOCK": 1024, "M_PAD": 4}, {}),
     (gemv.one_row_w8, ROW | INPUT | {"BLOCK": 1024, "BLOCKED": False}, FP8),
     (quantize.rows, {"GROUP": 4096, "WIDTH": 4096, "STATIC": False, "PDL": True}, {}),

@@ -32,7 +32,8 @@ def one_row(
     x_ptr, w_ptr, bias_ptr, y_ptr, K,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """x [K], W [N, K] of x's type, K a multiple of BLOCK, N of ROWS -> y [N]"""
+    """x [K], W [N, K] of x's type, K a multiple of BLOCK, N of ROWS -> y [N] of x's type or,
+    with the same values, float32"""
     if PDL:
         gdc_launch_dependents()
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -50,7 +51,7 @@ def one_row(
     y = tl.sum(acc, 1)
     if BIAS:
         y += tl.load(bias_ptr + rows).to(tl.float32)
-    tl.store(y_ptr + rows, y.to(y_ptr.dtype.element_ty))
+    tl.store(y_ptr + rows, y.to(x_ptr.dtype.element_ty).to(y_ptr.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -85,7 +86,8 @@ def several_rows(
     if BIAS:
         y += tl.load(bias_ptr + rows).to(tl.float32)[:, None]
     at_y = y_ptr + m[None, :] * N + rows[:, None]
-    tl.store(at_y, y.to(y_ptr.dtype.element_ty), mask=(m < M)[None, :])
+    rounded = y.to(x_ptr.dtype.element_ty)
+    tl.store(at_y, rounded.to(y_ptr.dtype.element_ty), mask=(m < M)[None, :])
 
 
 @triton.jit

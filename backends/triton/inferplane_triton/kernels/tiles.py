@@ -62,11 +62,17 @@ def _inside(rows, m, M, N, RAGGED: tl.constexpr):
 
 
 @triton.jit
-def _store(y_ptr, bias_ptr, acc, rows, m, M, N, BIAS: tl.constexpr, RAGGED: tl.constexpr):
+def _store(
+    y_ptr, bias_ptr, acc, rows, m, M, N,
+    BIAS: tl.constexpr, RAGGED: tl.constexpr, Number: tl.constexpr,
+):  # fmt: skip
+    """Number: the type that values are rounded to, if that is not y's"""
     if BIAS:
         held = tl.minimum(rows, N - 1) if RAGGED else rows
         acc += tl.load(bias_ptr + held).to(tl.float32)[:, None]
     at = y_ptr + m.to(tl.int64)[None, :] * N + rows[:, None]
+    if Number is not None:
+        acc = acc.to(Number)
     tl.store(at, acc.to(y_ptr.dtype.element_ty), mask=_inside(rows, m, M, N, RAGGED))
 
 
@@ -74,10 +80,11 @@ def _store(y_ptr, bias_ptr, acc, rows, m, M, N, BIAS: tl.constexpr, RAGGED: tl.c
 def finish(
     acc, y_ptr, bias_ptr, part_ptr, count_ptr, rows, m, tile, M, N,
     SPLIT: tl.constexpr, BIAS: tl.constexpr, RAGGED: tl.constexpr = False,
+    Number: tl.constexpr = None,
 ):  # fmt: skip
     """Store a finished tile, or add up the parts if this program is the last of its tile."""
     if SPLIT == 1:
-        _store(y_ptr, bias_ptr, acc, rows, m, M, N, BIAS, RAGGED)
+        _store(y_ptr, bias_ptr, acc, rows, m, M, N, BIAS, RAGGED, Number)
     else:
         mask = _inside(rows, m, M, N, RAGGED)
         step = M.to(tl.int64) * N
@@ -89,7 +96,7 @@ def finish(
             total = tl.load(at, mask=mask, other=0.0, cache_modifier=".cg")
             for part in tl.static_range(1, SPLIT):
                 total += tl.load(at + part * step, mask=mask, other=0.0, cache_modifier=".cg")
-            _store(y_ptr, bias_ptr, total, rows, m, M, N, BIAS, RAGGED)
+            _store(y_ptr, bias_ptr, total, rows, m, M, N, BIAS, RAGGED, Number)
             tl.atomic_xchg(count_ptr + tile, 0, sem="relaxed", scope="gpu")
 
 
@@ -112,7 +119,8 @@ def dense(
     SERIAL: tl.constexpr, WIDE: tl.constexpr, BIAS: tl.constexpr, RAGGED: tl.constexpr,
     AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """x [M, K], W [N, K], K and chunk multiples of BLOCK, N of ROWS unless RAGGED -> y [M, N]
+    """x [M, K], W [N, K], K and chunk multiples of BLOCK, N of ROWS unless RAGGED -> y [M, N] of
+    x's type or, with the same values, float32.
 
     grid (N / ROWS, M / M_PAD, SPLIT, or 1 if SERIAL); chunk of K for each of SPLIT.
     """
@@ -124,6 +132,7 @@ def dense(
     w_at = w_ptr + held.to(tl.int64)[:, None] * K + at[None, :]
     x_at = x_ptr + m.to(tl.int64)[None, :] * stride_x + at[:, None]
     valid = (m < M)[None, :]
+    Number: tl.constexpr = w_ptr.dtype.element_ty
     bits: tl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth
     size: tl.constexpr = bits // 8
     begin(w_ptr, held, K * size, tl.program_id(2) * chunk * size, AHEAD, PDL)
@@ -132,13 +141,16 @@ def dense(
         for start in range(chunk, K, chunk):
             end = tl.minimum(start + chunk, K)
             acc += _dense_sum(x_at, w_at, valid, start, end, ROWS, M_PAD, BLOCK)
-        _store(y_ptr, bias_ptr, acc, rows, m, M, N, BIAS, RAGGED)
+        _store(y_ptr, bias_ptr, acc, rows, m, M, N, BIAS, RAGGED, Number)
     else:
         start = tl.program_id(2) * chunk
         end = tl.minimum(start + chunk, K)
         acc = _dense_sum(x_at, w_at, valid, start, end, ROWS, M_PAD, BLOCK)
         tile = line * tl.cdiv(N, ROWS) + column
-        finish(acc, y_ptr, bias_ptr, part_ptr, count_ptr, rows, m, tile, M, N, SPLIT, BIAS, RAGGED)
+        finish(
+            acc, y_ptr, bias_ptr, part_ptr, count_ptr, rows, m, tile, M, N,
+            SPLIT, BIAS, RAGGED, Number,
+        )  # fmt: skip
 
 
 @triton.jit

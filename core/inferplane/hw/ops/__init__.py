@@ -16,7 +16,6 @@ from inferplane.hw.ops import (
 )
 
 MODULES = (
-    derive,
     attention,
     kv,
     norm,
@@ -27,5 +26,6 @@ MODULES = (
     gated,
     normed,
     sampling,
+    derive,
 )
 TABLE: dict[str, Op] = {op.name: op for module in MODULES for op in module.OPS}
