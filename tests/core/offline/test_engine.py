@@ -269,7 +269,13 @@ def test_weights_report_their_progress(tiny_folder: Path, backends: Path) -> Non
 
 
 def test_the_demo_model_answers_sensibly(demo_model: ModelSource, backends: Path) -> None:
-    with Engine("smollm2", device="plain", kv_cache_tokens=512, max_batch_tokens=128) as engine:
+    with Engine(
+        "smollm2",
+        device="plain",
+        kv_cache_tokens=512,
+        max_batch_tokens=128,
+        enable_deterministic_inference=True,  # the second time, the prompt is cached
+    ) as engine:
         question = [{"role": "user", "content": "Write one sentence about the sea."}]
         (result,) = engine.chat(question, {"temperature": 0.0, "max_tokens": 40})
         assert "sea" in result.text
