@@ -127,7 +127,7 @@ def test_the_backend_can_be_chosen(tiny_folder: Path, backends: Path) -> None:
 def test_a_grammar_that_becomes_too_complex_ends_its_request(engine: Engine) -> None:
     """Its trial meets the limits of a step, or has no time left on a busy machine."""
     pattern = "((((a{1,100}){1,100}){1,100}){1,100}){1,100}"
-    with pytest.raises(RequestError, match="too complex|simplify it") as caught:
+    with pytest.raises(RequestError, match=r"too complex|simplify it") as caught:
         engine.generate("x", {"regex": pattern, "max_tokens": 100})
     assert (caught.value.status, caught.value.param) == (400, "regex")
     assert engine.generate("x", {"regex": "a+", "max_tokens": 3})[0].text == "aaa"
