@@ -82,7 +82,8 @@ def test_a_gpu_without_float8_refuses_it(asked: str) -> None:
 
 @pytest.mark.parametrize("asked", ASKED)
 def test_one_that_has_it_does_not(asked: str) -> None:
-    start("sm_90", **ASKED[asked])
+    for name, value in ASKED[asked].items():
+        assert getattr(start("sm_90", **ASKED[asked]), name) == value
 
 
 @pytest.mark.parametrize(
@@ -95,4 +96,5 @@ def test_one_that_has_it_does_not(asked: str) -> None:
     ids=str,
 )
 def test_what_is_asked_for_by_name_is_done(settings: dict[str, Any]) -> None:
-    start("sm_80", **settings)
+    config = start("sm_80", **settings)
+    assert all(getattr(config, name) == value for name, value in settings.items())

@@ -71,9 +71,10 @@ def theirs(args: argparse.Namespace) -> list[dict[str, Any]]:
     environment = os.environ | {"PYTHONPATH": known}
     if args.deterministic:
         environment["VLLM_BATCH_INVARIANT"] = "1"
-    subprocess.run([*command, "--json", str(results.resolve())], cwd=args.vllm, env=environment)
-    if not results.exists():
-        sys.exit("vLLM reported nothing: see its output above")
+    command += ["--json", str(results.resolve())]
+    ended = subprocess.run(command, cwd=args.vllm, env=environment).returncode
+    if ended:
+        sys.exit(f"vLLM's benchmark ended with status {ended}: see its output above")
     return [renamed(json.loads(line), label(args)) for line in results.read_text().splitlines()]
 
 

@@ -19,7 +19,8 @@ def test_it_conforms(seed: int) -> None:
 def test_long_prompts_and_tables_take_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inferplane_triton.derive.BLOCK", 4)
     for seed in range(4):
-        check_op(DEVICE, "batch.derive", Derive(), DeriveSpec(page_size=8), seed)
+        verdict = check_op(DEVICE, "batch.derive", Derive(), DeriveSpec(page_size=8), seed)
+        assert not isinstance(verdict, Reject)
 
 
 def test_tables_that_are_not_written_in_place_are_rejected() -> None:
