@@ -35,7 +35,7 @@ SENDERS = 2
 PERIOD = 0.4
 """seconds from one request of a sender to its next, or longer if it is answered later"""
 START_SECONDS = 300.0
-MOST_MEDIAN, MOST_P99 = 1.5, 3.0
+MOST_MEDIAN, MOST_P99 = 1.25, 2.0
 """how many times as long a neighbour may wait in the median round: median, 99th percentile. Wide
 enough for a machine that others use, too."""
 
