@@ -77,7 +77,7 @@ def run(path: str, tool: str, name: str, cases: int, logs: Path) -> Done:
     with open(log, "w") as out:
         try:
             status = subprocess.run(
-                [*command, "--cases", str(cases)],
+                [*command, "--cases", str(cases), "--tool", tool],
                 cwd=ROOT,
                 env=environment,
                 stdout=out,
@@ -104,7 +104,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.worker:
         from ci.suites import gpu_sanitize_work
 
-        return gpu_sanitize_work.work(options.worker, options.cases)
+        (tool,) = options.tool
+        return gpu_sanitize_work.work(options.worker, options.cases, tool)
     path = sanitizer()
     if not path:
         print("no compute-sanitizer: install the CUDA toolkit, or add it to PATH", file=sys.stderr)

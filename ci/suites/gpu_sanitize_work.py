@@ -10,6 +10,9 @@ from inferplane.testing.op_cases import conformance_cases
 from inferplane.testing.ops import check_op
 
 DTYPES = ("bfloat16", "float16", "float32")
+UNSEEN = {"initcheck": ("cuda.cublaslt",)}
+"""implementations that are left out: the tool does not see the stores of their library's kernels,
+and finds a fault where their results are read"""
 
 
 def accelerator(plugins: Plugins) -> Device:
@@ -20,7 +23,7 @@ def accelerator(plugins: Plugins) -> Device:
     raise SystemExit("no accelerator")
 
 
-def work(name: str, cases: int) -> int:
+def work(name: str, cases: int, tool: str) -> int:
     """Exit status."""
     if name.startswith("control-"):
         from ci.suites import gpu_sanitize_controls
@@ -29,14 +32,15 @@ def work(name: str, cases: int) -> int:
         return 0
     if name.startswith("model-"):
         return model(recorded=name == "model-recorded")
-    return op(name, cases)
+    return op(name, cases, UNSEEN.get(tool, ()))
 
 
-def op(name: str, cases: int) -> int:
+def op(name: str, cases: int, without: tuple[str, ...]) -> int:
     """A few specs of each type and strength for each implementation, against the oracle."""
     plugins = Plugins()
     device = accelerator(plugins)
     impls = [impl for known, impl in plugins.op_impls(device) if known == name]
+    impls = [impl for impl in impls if impl.name not in without]
     checked = failed = 0
     for impl in impls:
         for dtype in DTYPES:

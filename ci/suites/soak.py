@@ -117,7 +117,7 @@ def pool(count: int, seed: int, vocab: int, constrained: bool) -> list[Case]:
 
 
 def random_params(choose: random.Random, vocab: int, constrained: bool) -> SamplingParams:
-    most = choose.choice((1, 20, 60, 150, 300))
+    most = choose.choice((1, 20, 150, 300, 600))
     values: dict[str, Any] = {
         "temperature": choose.choice((0.0, 0.7, 1.0)),
         "seed": choose.getrandbits(63),
@@ -317,7 +317,7 @@ def config(options: argparse.Namespace, **changes: Any) -> Config:
         "max_batch_tokens": 384,
         "page_size": 16,
         "max_model_len": LONGEST,
-        "kv_cache_tokens": options.kv_cache_tokens or max(1400, 60 * options.concurrency),
+        "kv_cache_tokens": options.kv_cache_tokens or max(1600, 15 * options.concurrency),
         "enable_deterministic_inference": True,
         "disable_graphs": options.disable_graphs,
         "disable_overlap": options.disable_overlap,
@@ -361,7 +361,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=0, help="stop after so many instead")
     parser.add_argument("--concurrency", type=int, default=256)
     parser.add_argument("--pool", type=int, default=300, help="different requests")
-    parser.add_argument("--kv-cache-tokens", type=int, help="default: 60 for each open request")
+    parser.add_argument("--kv-cache-tokens", type=int, help="default: 15 for each open request")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-grammars", action="store_true")
     parser.add_argument("--disable-graphs", action="store_true")

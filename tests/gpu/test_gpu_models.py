@@ -27,8 +27,10 @@ LOGITS = 2e-3
 """of a logit in float32: another order of additions, no reduced precision"""
 QUESTIONS = {
     "Write one sentence about the sea.": ("sea", "ocean", "water"),
-    "What is the capital of France?": ("paris",),
+    "What is gravity?": ("force", "mass", "attract"),
 }
+"""Not the capital of France: its two likeliest first tokens are 0.08 apart in float32 ("The", "L"),
+less than rounding to bfloat16 moves them."""
 
 
 @dataclass(frozen=True)

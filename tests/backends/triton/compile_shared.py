@@ -45,6 +45,13 @@ def kernel_constants(kernel: Any) -> list[str]:
 
 def laid_out(kernel: Any, given: dict[str, Any], options: dict[str, Any], on: GPUTarget) -> int:
     """Bytes of shared memory: the stages of triton.compile without the assembler's."""
+    return int(lowered(kernel, given, options, on, "llir")[1]["shared"])
+
+
+def lowered(
+    kernel: Any, given: dict[str, Any], options: dict[str, Any], on: GPUTarget, last: str
+) -> tuple[Any, dict[str, Any]]:
+    """The module after triton.compile's stage `last`, and what is known of it by then."""
     signature, constants, divisible = {}, {}, {}
     for at, name in enumerate(kernel.arg_names):
         value = given[name]
@@ -68,7 +75,9 @@ def laid_out(kernel: Any, given: dict[str, Any], options: dict[str, Any], on: GP
     module = source.make_ir(on, chosen, functions, backend.get_module_map(), context)
     for stage in ("ttir", "ttgir", "llir"):
         module = stages[stage](module, metadata)
-    return int(metadata["shared"])
+        if stage == last:
+            break
+    return module, metadata
 
 
 class Launched:

@@ -1,6 +1,7 @@
 """Norms and activations that quantize, by Triton's interpreter, which has no bf16."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from inferplane.hw.quantization import Scheme
 from inferplane.resolver import Resolver
 from inferplane.testing.op_run import OneOp
 from inferplane_triton import launch, normed, quantized, rowwise, tuning
+from tests.backends.triton.test_triton_products import CDNA3, HOPPER, compiled
 
 if ON_GPU:
     pytest.skip("tests/gpu has the conformance kit on the GPU", allow_module_level=True)
@@ -170,3 +172,12 @@ def test_deterministic_steps_and_named_parts_run_one_by_one() -> None:
         assert chosen(op, spec, linear="reference") == "reference"  # in linear.glu, too
     assert chosen("norm_linear", linear, activation__glu="reference") == "triton.norm_linear"
     assert chosen("norm_mlp", mlp, activation__glu="reference") == "reference"
+
+
+@pytest.mark.parametrize(
+    "target", [pytest.param(each, marks=pytest.mark.slow) for each in (HOPPER, CDNA3)]
+)
+def test_sums_over_a_row_have_one_order(target: str, tmp_path: Path) -> None:
+    """Not seen by the interpreter, which has one layout."""
+    for dim, *layouts in compiled("compile_normed.py", target, tmp_path):
+        assert len(layouts) == 1, (dim, layouts)

@@ -40,7 +40,9 @@ def store(
         groups = (K + GROUP - 1) // GROUP
         tl.store(scale_ptr + row * groups + group, scale, mask=group < groups)
         q = tl.reshape(quantized(x, (1.0 / scale)[:, None], Number), [WIDTH])
-    at = part * WIDTH + tl.arange(0, WIDTH)
+    # eight values a thread, as the kernels that write x itself have them: sums over x in a caller
+    # follow this store, and would have another order with the sixteen that bytes allow
+    at = part * WIDTH + tl.max_contiguous(tl.arange(0, WIDTH), 8)
     tl.store(q_ptr + row * K + at, q, mask=at < K)
 
 

@@ -34,6 +34,8 @@ class Peer:
 
 CORES = sorted(os.sched_getaffinity(0))
 VISION = ("torchvision", "torchaudio", "torchcodec")
+NO_TILES = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+"""for llama.cpp, whose AMX kernels crash at the first batch of quantized weights"""
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 PEERS = {
     peer.name: peer
@@ -41,7 +43,11 @@ PEERS = {
         Peer(
             "llama.cpp",
             ("llama-cpp-python==0.3.36", "gguf==0.19.0"),
-            building={"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CMAKE_BUILD_PARALLEL_LEVEL": "2"},
+            building={
+                "CMAKE_ARGS": f"-DGGML_NATIVE=ON -DCMAKE_C_FLAGS='{NO_TILES}' "
+                f"-DCMAKE_CXX_FLAGS='{NO_TILES}'",
+                "CMAKE_BUILD_PARALLEL_LEVEL": "2",
+            },
         ),
         Peer(
             "openvino",
@@ -78,7 +84,8 @@ def install(peer: Peer, folder: Path) -> Path:
 def _install(peer: Peer, folder: Path) -> Path:
     home = folder / peer.name
     python, stamp = home / "bin" / "python", home / "installed.txt"
-    wanted = "\n".join((*peer.requirements, "without", *peer.removed)) + "\n"
+    asked = (*peer.requirements, "without", *peer.removed, *peer.building.values())
+    wanted = "\n".join(asked) + "\n"
     if stamp.is_file() and stamp.read_text() == wanted:
         return python
     print(f"installing {peer.name}: {' '.join(peer.requirements)} (minutes)", flush=True)
@@ -87,7 +94,8 @@ def _install(peer: Peer, folder: Path) -> Path:
     pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
     commands = [
         [sys.executable, "-m", "venv", str(home)],
-        [*pip, "install", *peer.requirements],
+        # pip would take a wheel that it built another way before
+        [*pip, "install", *["--no-cache-dir"][: len(peer.building)], *peer.requirements],
         *([[*pip, "uninstall", "--yes", *peer.removed]] if peer.removed else []),
     ]
     with log.open("w") as out:
