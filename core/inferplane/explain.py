@@ -141,10 +141,17 @@ def op_choices(decisions: Iterable[Decision]) -> list[OpChoice]:
             spec=describe(spec),
             uses=before + decision.uses,
             chosen=decision.chosen.name,
-            notes=decision.support.notes,
+            notes=_notes(decision),
             candidates=candidates,
         )
     return list(merged.values())
+
+
+def _notes(decision: Decision) -> str:
+    known = [decision.support.notes] if decision.support.notes else []
+    if decision.extend is not None:
+        known.append(f"steps of several tokens a sequence by {decision.extend[0].name}")
+    return "; ".join(known)
 
 
 def _candidate(decision: Decision, name: str, verdict: Any) -> Candidate:
@@ -153,7 +160,7 @@ def _candidate(decision: Decision, name: str, verdict: Any) -> Candidate:
             name=name, verdict="rejected", priority=None, code=verdict.code, reason=verdict.reason
         )
     best = decision.support
-    if verdict is best:
+    if any(verdict is one for one in decision.supports):
         kind, reason = "chosen", verdict.notes
     elif verdict.priority < best.priority:
         kind = "passed over"

@@ -19,14 +19,21 @@ ATTENTION = "attention.paged"
 
 @dataclass(slots=True)
 class Decision:
-    """How one (op, spec) was resolved. `uses` counts the places in the model that share it."""
+    """How one (op, spec) was resolved. `uses` counts the places in the model that share it.
+    `extend`: what serves the steps in which a sequence computes several tokens, if it is not
+    `chosen`."""
 
     op: str
     spec: Any
     chosen: OpImpl
     support: Support
     verdicts: list[tuple[str, Verdict]]
+    extend: tuple[OpImpl, Support] | None = None
     uses: int = 0
+
+    @property
+    def supports(self) -> list[Support]:
+        return [self.support, *([self.extend[1]] if self.extend else [])]
 
 
 @dataclass(slots=True)
@@ -98,7 +105,7 @@ class Resolver:
             raise ConfigError(f"--op {op}={forced}: no such implementation here; there are {names}")
         part = None if forced else self._named_part(op, spec)
         verdicts: list[tuple[str, Verdict]] = []
-        best: tuple[OpImpl, Support] | None = None
+        able: list[tuple[OpImpl, Support]] = []
         for impl in known:
             verdict = self._judge(op, spec, impl)
             if forced is not None and impl.name != forced and isinstance(verdict, Support):
@@ -106,18 +113,19 @@ class Resolver:
             if part and impl is not TABLE[op].reference and isinstance(verdict, Support):
                 verdict = Reject("override", f"--op asks for {part}, which is a part of this")
             verdicts.append((impl.name, verdict))
-            better = isinstance(verdict, Support) and (
-                best is None or verdict.priority > best[1].priority
-            )
-            if better and isinstance(verdict, Support):
-                best = (impl, verdict)
-        if best is None:
+            if isinstance(verdict, Support):
+                able.append((impl, verdict))
+        if not able:
             asking = self._asking(op)
             text = no_implementation(op, spec, verdicts, self.require_native, asking)
             if asking != "--op":
                 text = self._attention_unavailable(verdicts) + text
             raise ResolveError(text)
-        return Decision(op, spec, best[0], best[1], verdicts)
+        best = max(able, key=lambda it: it[1].priority)
+        extend = best
+        if op == ATTENTION and spec.determinism != "batch":
+            extend = max(able, key=lambda it: _extending(it[1]))
+        return Decision(op, spec, *best, verdicts, None if extend is best else extend)
 
     def _named_part(self, op: str, spec: Any) -> str | None:
         """A part of a composite, or a part of one, that --op names: it must be what runs."""
@@ -207,6 +215,10 @@ class Resolver:
                 if d.chosen is TABLE[d.op].reference and TABLE[d.op].falls_back
             }
         )
+
+
+def _extending(support: Support) -> int:
+    return support.priority if support.extend is None else support.extend
 
 
 def short_name(impl: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 from inferplane.hw import Device, KVSpec, Support
 from inferplane.hw.op import Determinism
 from inferplane.hw.ops.attention import AttentionSpec
-from inferplane.plugins import BACKENDS, Plugins
+from inferplane.plugins import BACKENDS, Plugins, open_device
 from inferplane.resolver import short_name
 
 
@@ -43,8 +43,6 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def device(backend: str) -> Device:
-    from inferplane.plugins import open_device
-
     return open_device(Plugins(), backend)[0]
 
 
@@ -69,9 +67,11 @@ def attention_backends(device: Device, determinism: Determinism) -> list[str]:
         determinism=determinism,
     )
     found = []
-    for op, impl in Plugins().op_impls(device):
+    plugins = Plugins()
+    opened, _ = open_device(plugins, device.info.backend)  # else it would know the packs alone
+    for op, impl in plugins.op_impls(opened):
         if op == "attention.paged":
-            verdict = impl.supports(spec, device)
+            verdict = impl.supports(spec, opened)
             if isinstance(verdict, Support):
                 found.append(short_name(impl.name))
             else:

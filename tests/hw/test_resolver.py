@@ -69,6 +69,26 @@ def test_the_highest_priority_wins_and_the_first_of_equals() -> None:
     assert chosen(kernels("logits", a=90)) == "reference"
 
 
+def extending(impls: list[tuple[str, Any]], *overrides: str, **spec: Any) -> tuple[str, str | None]:
+    found = resolver(impls, *overrides).resolve("attention.paged", replace(ATTENTION, **spec))
+    return found.chosen.name, found.extend[0].name if found.extend else None
+
+
+def test_attention_of_several_tokens_a_sequence_may_be_another_one() -> None:
+    both = kernels("attention.paged", a=60, b=Support(priority=40, extend=70, invariance="batch"))
+    assert extending(both) == ("acme.a", "acme.b")
+    assert extending(both, "attention.paged=acme.a") == ("acme.a", None)
+    assert extending(both, "attention.paged=acme.b") == ("acme.b", None)
+    assert extending(both, determinism="batch") == ("acme.b", None)
+    assert extending(kernels("attention.paged", a=60, b=Support(extend=59))) == ("acme.a", None)
+    alone = kernels("attention.paged", a=Support(priority=50, extend=20))
+    assert extending(alone) == ("acme.a", None)
+    worse = kernels("attention.paged", a=Support(priority=50, extend=20), b=30)
+    assert extending(worse) == ("acme.a", "acme.b")
+    linear = kernels("linear", a=60, b=Support(priority=40, extend=70))
+    assert resolver(linear).resolve("linear", LINEAR).extend is None
+
+
 def test_each_spec_is_decided_once_and_its_uses_are_counted() -> None:
     impls = kernels("linear", a=10)
     made = resolver(impls)

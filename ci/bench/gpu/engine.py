@@ -6,7 +6,8 @@ prefill  64 prompts of 1,024 tokens, input tokens per second
 ttft     time to first token of one prompt of 256, 1,024 and 3,072 tokens
 offline  256 requests of 1,024 tokens in and 1,024 out, seconds
 nano     256 requests of 100 to 1,024 tokens in and out, output tokens per second
-prefix   256 requests that share 90 % of their prompt, with the prefix cache and without
+prefix   256 requests that share 90 % of their prompt, with the prefix cache and without; what the
+         cache costs where nothing is shared
 idle     part of the time in which the device does nothing while 8, 64 sequences decode
 memory   device memory beside weights and KV cache after all that
 
@@ -15,6 +16,7 @@ rate of a large matrix product, both measured in the same run.
 """
 
 import argparse
+import gc
 import json
 import platform
 import time
@@ -148,15 +150,21 @@ def nano(bench: Bench) -> None:
 
 
 def prefix(bench: Bench) -> None:
-    off = max(workloads.shared_prefix(bench.core) for _ in range(2))
+    def measure() -> tuple[float, float]:
+        shared = max(workloads.shared_prefix(bench.core) for _ in range(2))
+        return shared, max(workloads.nothing_shared(bench.core) for _ in range(4))
+
+    off, off_alone = measure()
     bench.core.close()
     del bench.core
+    gc.collect()  # before the next one looks how much memory is free
     torch.get_device_module(bench.device).empty_cache()
     bench.core = bench.open(disable_prefix_cache=False)
-    on = max(workloads.shared_prefix(bench.core) for _ in range(2))
+    on, on_alone = measure()
     bench.report("prefix/off", off, "tok/s")
     bench.report("prefix/on", on, "tok/s")
     bench.report("prefix/ratio", on / off, "x")
+    bench.report("prefix/cost-of-nothing-shared", 100 * (off_alone / on_alone - 1), "%")
 
 
 def idle(bench: Bench) -> None:

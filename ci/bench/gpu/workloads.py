@@ -97,3 +97,9 @@ def shared_prefix(core: EngineCore) -> float:
     shared = random_prompts(rng, 1, 2048)[0]
     prompts = [shared + own for own in random_prompts(rng, 256, 228)]
     return 256 * 128 / total_seconds(core, prompts, [128] * 256)
+
+
+def nothing_shared(core: EngineCore) -> float:
+    """The same of 64 requests of which no two share anything."""
+    prompts = random_prompts(random.Random(2), 64, 2276)
+    return 64 * 128 / total_seconds(core, prompts, [128] * 64)

@@ -42,6 +42,9 @@ class Support:
 
     priority: int = 50
     """0 to 100; the highest wins"""
+    extend: int | None = None
+    """in place of `priority` for the steps in which a sequence computes several tokens: those of
+    attention.paged may be another implementation's, unless the determinism is "batch\""""
     notes: str = ""
     workspace_bytes: int = 0
     invariance: Determinism = "run"

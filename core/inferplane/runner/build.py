@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from inferplane.config import Config
 from inferplane.errors import ConfigError, ModelError
+from inferplane.hw.batch import ForwardBatch
 from inferplane.hw.device import Device, Hints
 from inferplane.hw.graphs import GraphBackend
 from inferplane.hw.host import HostThreads
 from inferplane.hw.kv import CANONICAL, KVGroup, KVLayout, KVSpec, LayerKV
-from inferplane.hw.op import Bound, Determinism, Packing
+from inferplane.hw.op import Bound, Determinism, OpImpl, Packing, Support
 from inferplane.hw.ops.attention import AttentionSpec
 from inferplane.hw.quantization import Scheme
 from inferplane.layers import LayerCache, Model
@@ -30,6 +31,24 @@ if TYPE_CHECKING:
 
 DEFAULT_PAGE_SIZE = 16
 DENSE = Packing("plain", lambda weight: {"weight": weight}, lambda kept: kept["weight"])
+
+
+def by_queries(one: Bound, several: Bound) -> Bound:
+    """Attention by `one` in steps in which every sequence computes one token, else by `several`."""
+
+    def of(batch: ForwardBatch) -> Bound:
+        return one if batch.max_q == 1 else several
+
+    def run(q: "Tensor", batch: ForwardBatch, *more: Any) -> "Tensor":
+        out: Tensor = of(batch).run(q, batch, *more)
+        return out
+
+    def plan(batch: ForwardBatch) -> None:
+        wanted = of(batch).plan
+        if wanted is not None:
+            wanted(batch)
+
+    return Bound(run=run, plan=plan if one.plan or several.plan else None)
 
 
 @dataclass(slots=True)
@@ -53,10 +72,16 @@ class Build:
 
     def bind(self, op: str, spec: Any) -> Bound:
         decision = self.resolver.resolve(op, spec)
-        made = decision.chosen.build(spec, self)
-        if self.breaks is not None and decision.support.capture == "no":
-            made = replace(made, run=self.breaks.wrap(made.run))
+        made = self._made(decision.chosen, decision.support, spec)
+        if decision.extend is not None:
+            made = by_queries(made, self._made(*decision.extend, spec))
         self.bound.append(made)
+        return made
+
+    def _made(self, impl: OpImpl, support: Support, spec: Any) -> Bound:
+        made = impl.build(spec, self)
+        if self.breaks is not None and support.capture == "no":
+            made = replace(made, run=self.breaks.wrap(made.run))
         return made
 
     def bind_packed(

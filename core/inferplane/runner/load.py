@@ -167,7 +167,8 @@ def make_runner(prepared: Prepared, config: Config, model: Model, depth: int) ->
             device.info.traits.inplace,
         )
         sampler = Sampler(build, tables, vocab)
-    decode_only = any(d.support.capture == "decode" for d in build.resolver.decisions.values())
+    decisions = build.resolver.decisions.values()
+    decode_only = any(s.capture == "decode" for d in decisions for s in d.supports)
     mixed = () if decode_only else hints.mixed_buckets
     policy = "dynamic" if exact_shapes(prepared) else device.info.shape_policy
     buckets = hints.token_buckets

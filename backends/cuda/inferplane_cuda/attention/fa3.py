@@ -22,6 +22,9 @@ HEAD_DIMS = (64, 96, 128, 192, 256)
 LARGEST_PAGE = 32
 """pages of 64 keys and more may be read whole, with whatever lies behind the sequence's end"""
 MAX_SPLITS = 32
+EXTEND = 70
+"""above triton.attention, which takes 1.5 to 1.9 times as long from 1,024 queries on, but decodes
+faster (docs/performance.md)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class FlashAttention3:
             return problem
         if spec.determinism == "batch":
             return Support(priority=40, invariance="batch", notes="never splits a sequence")
-        return Support(priority=40, invariance="run", notes="FlashAttention-3")
+        return Support(priority=40, extend=EXTEND, invariance="run", notes="FlashAttention-3")
 
     def _untaken(self, spec: AttentionSpec, device: Device) -> Reject | None:
         if device.info.arch != "sm_90":
