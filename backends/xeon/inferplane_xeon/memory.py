@@ -1,4 +1,4 @@
-"""Where large tensors lie: huge pages, and NUMA nodes.
+"""Where large tensors lie: huge pages, NUMA nodes, and what becomes of freed memory.
 
 `settle` is called on memory that nobody has written yet; the policy is the process's, set once by
 create_device. Every request is advice: where the system refuses (a container's filter of system
@@ -28,6 +28,11 @@ SMALLEST = 256 << 10
 """bytes below which a tensor is left alone"""
 SMALLEST_KV = 32 << 20
 """the same for the KV cache of a layer, which may stay unused: a huge page is 2 MiB"""
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt
+KEPT = 256 << 20
+"""freed bytes that the C library keeps for the next tensors of a step"""
+LARGEST_KEPT = 32 << 20
+"""bytes from which an allocation goes back to the system when it is freed; glibc takes no more"""
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 MASK_WORDS = 16
 """64-bit words in a set of nodes: 1024 nodes"""
@@ -41,6 +46,16 @@ def libc() -> ctypes.CDLL:
     library.syscall.restype = ctypes.c_long
     library.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     return library
+
+
+def keep_freed() -> bool:
+    """Let the tensors of a step lie where those of the last one did. Otherwise the C library gives
+    them back, and each page of a new one costs a fault: a tenth of a prefill of 512 tokens. False
+    where the C library is another than glibc."""
+    mallopt = getattr(libc(), "mallopt", None)
+    return mallopt is not None and bool(
+        mallopt(TRIM_THRESHOLD, KEPT) and mallopt(MMAP_THRESHOLD, LARGEST_KEPT)
+    )
 
 
 def use_nodes(nodes: Sequence[int]) -> None:

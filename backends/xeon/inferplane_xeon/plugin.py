@@ -128,6 +128,7 @@ def create_device(info: DeviceInfo, options: Mapping[str, Any]) -> Device:
     library.set_threads(placement.threads)
     library.bind(list(placement.cpus))
     memory.use_nodes(placement.nodes)
+    memory.keep_freed()
     return XeonDevice(info, native, host, placement)
 
 
