@@ -125,7 +125,9 @@ def test_one_node(tmp_path: Path) -> None:
 
 def in_a_process(code: str) -> str:
     """Threads and policies are the process's: another one is tried out."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # torch's threads are not ours
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return done.stdout.strip()
 
 
