@@ -256,17 +256,30 @@ struct Shared {
 
 IPX_INLINE int64_t partial_floats(int64_t rows, int64_t width) { return rows * (width + 2); }
 
-// m, l: running maximum (base-2 logarithms) and denominator; acc: running sum, [width] floats
-IPX_INLINE void merge_row(float& m, float& l, float* acc, float block_m, float block_l,
-                          const float* block_acc, int64_t width) {
-  float top = m > block_m ? m : block_m;
-  if (top == NONE && l == 0.0f && block_l == 0.0f) return;  // nothing yet, not even a NaN
-  float old_scale = exp2_scalar(m - top), new_scale = exp2_scalar(block_m - top);
-  m = top;
-  l = __builtin_fmaf(l, old_scale, block_l * new_scale);
-  Vec a = set1(old_scale), b = set1(new_scale);
-  for (int64_t c = 0; c < width; c += W) {
-    store(acc + c, fma(load(acc + c), a, mul(load(block_acc + c), b)));
+// m, l: running maxima (base-2 logarithms) and denominators of `rows` rows; acc: running sums,
+// [rows][width] floats. Rows of which nothing was seen yet, not even a NaN, stay as they are.
+static void merge_rows(int64_t rows, float* m, float* l, float* acc, const float* block_m,
+                       const float* block_l, const float* block_acc, int64_t width) {
+  for (int64_t r = 0; r < rows; r += W) {
+    int64_t n = min64(rows - r, W);
+    alignas(64) float old_scale[W], new_scale[W], seen[W];
+    Vec a = load_n(m + r, n), b = load_n(block_m + r, n), sum = load_n(l + r, n),
+        block_sum = load_n(block_l + r, n);
+    Vec top = maximum(a, b);  // b if either is a NaN
+    Vec old = exp2_vec(sub(a, top)), fresh = exp2_vec(sub(b, top));
+    store(old_scale, old), store(new_scale, fresh);
+    store(seen, add(magnitude(sum), magnitude(block_sum)));
+    Vec joined = fma(sum, old, mul(block_sum, fresh));
+    alignas(64) float tops[W], sums[W];
+    store(tops, top), store(sums, joined);
+    for (int64_t i = 0; i < n; i++, acc += width, block_acc += width) {
+      if (tops[i] == NONE && seen[i] == 0.0f) continue;
+      m[r + i] = tops[i], l[r + i] = sums[i];
+      Vec x = set1(old_scale[i]), y = set1(new_scale[i]);
+      for (int64_t c = 0; c < width; c += W) {
+        store(acc + c, fma(load(acc + c), x, mul(load(block_acc + c), y)));
+      }
+    }
   }
 }
 
@@ -280,8 +293,9 @@ IPX_INLINE void write_row(const AttentionArgs& p, int64_t token, int64_t head, f
     alignas(64) bf16 even[W], odd[W], both[2 * W];
     store(even, mul(load(acc + c), inverse));
     store(odd, mul(load(acc + c + W), inverse));
-    raw_store(both, interleave(even, odd));
-    memcpy(out + c, both, sizeof(T) * min64(p.head_dim - c, 2 * W));
+    bool whole = c + 2 * W <= p.head_dim;
+    raw_store(whole ? static_cast<void*>(out + c) : both, interleave(even, odd));
+    if (!whole) memcpy(out + c, both, sizeof(T) * (p.head_dim - c));
   }
   for (int64_t c = 0; KIND != PAIRS && c < p.head_dim; c += W) {
     store_n(out + c, mul(load(acc + c), inverse), p.head_dim - c);
@@ -355,10 +369,13 @@ struct Worker {
   int64_t group;
   int64_t depth, lanes;  // lanes of a key, and from row to row of the queries
   int64_t width;
+  float scale, cap, to_cap;  // of scores, to base-2 logarithms
 
   Worker(const Shared& s, char* memory, int64_t depth_, int64_t lanes_, int64_t width_)
       : p(*s.args), shared(s), w(memory, lanes_, width_), group(p.q_heads / p.kv_heads),
-        depth(depth_), lanes(lanes_), width(width_) {}
+        depth(depth_), lanes(lanes_), width(width_),
+        scale(static_cast<float>(p.scale * LOG2E)), cap(static_cast<float>(p.softcap * LOG2E)),
+        to_cap(p.softcap ? static_cast<float>(p.scale / p.softcap) : 0.0f) {}
 
   int64_t first_position(const Item& item) const {
     int64_t q_len = p.q_start[item.sequence + 1] - p.q_start[item.sequence];
@@ -403,28 +420,38 @@ struct Worker {
     }
   }
 
+  // Scores of W tokens -> base-2 logarithms, but for the scale if nothing else is done to them
+  Vec logarithms(Vec x, int64_t t) const {
+    if (INT8) x = mul(x, load(w.key_scale + t));
+    if (p.softcap) return mul(set1(cap), tanh_vec(mul(x, set1(to_cap))));
+    return INT8 ? mul(x, set1(scale)) : x;
+  }
+
   // scores -> probabilities of one row in place; visible tokens are [low, high) of the block,
   // computed ones [first, last), a multiple of SUB each way except at the end of the block
   void soften(int64_t r, int64_t rows, int64_t low, int64_t high, int64_t first, int64_t last) {
     float* s = w.scores + r * BLOCK;
+    const bool plain = !INT8 && !p.softcap;
     const Vec none = set1(NONE);
-    Vec scale = set1(static_cast<float>(p.scale * LOG2E)), top = none;
-    Vec to_cap = set1(p.softcap ? static_cast<float>(p.scale / p.softcap) : 0.0f);
-    Vec cap = set1(static_cast<float>(p.softcap * LOG2E));
+    Vec top = none;
     for (int64_t t = first; t < last; t += W) {
-      Vec x = load(s + t);
-      if (INT8) x = mul(x, load(w.key_scale + t));
-      x = p.softcap ? mul(cap, tanh_vec(mul(x, to_cap))) : mul(x, scale);
-      if (t < low || t + W > high) x = keep_range(x, low - t, high - t, none);
+      bool whole = t >= low && t + W <= high;
+      if (plain && whole) {
+        top = maximum(load(s + t), top);
+        continue;
+      }
+      Vec x = logarithms(load(s + t), t);
+      if (!whole) x = keep_range(x, low - t, high - t, none);
       top = maximum(x, top);
       store(s + t, x);
     }
-    float m = largest(top);
-    Vec shift = set1(m == NONE ? 0.0f : m), total = zero();
+    const Vec factor = set1(plain ? scale : 1.0f);
+    float m = largest(top) * (plain ? scale : 1.0f);
+    Vec shift = set1(m == NONE ? 0.0f : -m), total = zero();
     bf16* pairs = reinterpret_cast<bf16*>(s);
     Vec weights = zero(), heaviest = zero();
     for (int64_t t = first; t < last; t += W) {
-      Vec e = exp2_vec(sub(load(s + t), shift));
+      Vec e = exp2_negative(fma(load(s + t), factor, shift));
       total = add(total, e);
       if (INT8) {
         e = mul(e, load(w.value_scale + t));
@@ -603,10 +630,7 @@ struct Worker {
       run_block(item, block, span, next, cold, tiles);
       cold = false;
       if (item.partial >= 0) return keep_partial(item);
-      for (int64_t r = 0; r < item.rows; r++) {
-        merge_row(w.m[r], w.l[r], w.acc + r * width, w.block_m[r], w.block_l[r],
-                  w.block_acc + r * width, width);
-      }
+      merge_rows(item.rows, w.m, w.l, w.acc, w.block_m, w.block_l, w.block_acc, width);
       span = next;
     }
     write(item, w.m, w.l, w.acc);
@@ -695,8 +719,8 @@ static void merge_items(const Shared& shared, int64_t width, float* acc) {
       memset(acc, 0, width * 4);
       for (int64_t k = i; k < end; k++) {
         const float* from = shared.partials + shared.items[k].partial;
-        merge_row(m, l, acc, from[r], from[item.rows + r], from + 2 * item.rows + r * width,
-                  width);
+        merge_rows(1, &m, &l, acc, from + r, from + item.rows + r,
+                   from + 2 * item.rows + r * width, width);
       }
       int64_t row = item.row + r;
       write_row<T, KIND>(p, p.q_start[item.sequence] + row / group,

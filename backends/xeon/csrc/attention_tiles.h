@@ -25,7 +25,8 @@ struct NoTiles {
 constexpr int64_t STEP_TOKENS = 2 * TILE;  // that a step over the weights takes
 
 // The tiles of one item. Registers: 0 scores, 1 queries; 2 to 5 sums of values, 6 weights; 7 keys
-// or values. With few rows a tile of scores has FEW columns.
+// or values; with more than one tile of rows, 2 to 5 scores, 0 and 1 queries. With few rows a tile
+// of scores has FEW columns.
 struct AttentionTiles {
   static constexpr int64_t FEW = 4;
   ChosenTiles tiles;
@@ -66,6 +67,7 @@ struct AttentionTiles {
   // `bytes` from one to the next and whole steps long
   void score(const char* keys, int64_t bytes, const uint32_t* queries, float* dots,
              int64_t apart) {
+    if (rows > TILE) return score_many(keys, bytes, queries, dots, apart);
     for (int64_t row = 0; row < rows; row += columns, dots += apart * columns) {
       tiles.template zero<0>();
       for (int64_t i = 0; i < steps; i++, queries += TILE * columns) {
@@ -106,6 +108,44 @@ struct AttentionTiles {
   }
 
  private:
+  // Several tiles of rows, with the sums where those of values come later: keys are loaded once.
+  void score_many(const char* keys, int64_t bytes, const uint32_t* queries, float* dots,
+                  int64_t apart) {
+    switch (ceil_div(rows, TILE)) {
+      case 2: score_parts<2>(keys, bytes, queries, dots, apart); break;
+      case 3: score_parts<3>(keys, bytes, queries, dots, apart); break;
+      default: score_parts<4>(keys, bytes, queries, dots, apart);
+    }
+  }
+
+  template <int PARTS>
+  void score_parts(const char* keys, int64_t bytes, const uint32_t* queries, float* dots,
+                   int64_t apart) {
+    const int64_t part = steps * TILE * TILE;  // lanes of a tile of rows
+    tiles.template zero<2>(), tiles.template zero<3>();
+    if (PARTS > 2) tiles.template zero<4>();
+    if (PARTS > 3) tiles.template zero<5>();
+    for (int64_t i = 0; i < steps; i++, queries += TILE * TILE) {
+      tiles.template load<7>(keys + 64 * i, bytes);
+      tiles.template load<0>(queries, 4 * TILE);
+      tiles.template dot_pairs<2, 7, 0>();
+      tiles.template load<1>(queries + part, 4 * TILE);
+      tiles.template dot_pairs<3, 7, 1>();
+      if (PARTS > 2) {
+        tiles.template load<0>(queries + 2 * part, 4 * TILE);
+        tiles.template dot_pairs<4, 7, 0>();
+      }
+      if (PARTS > 3) {
+        tiles.template load<1>(queries + 3 * part, 4 * TILE);
+        tiles.template dot_pairs<5, 7, 1>();
+      }
+    }
+    tiles.template store<2>(dots, 4 * TILE);
+    tiles.template store<3>(dots + apart * TILE, 4 * TILE);
+    if (PARTS > 2) tiles.template store<4>(dots + 2 * apart * TILE, 4 * TILE);
+    if (PARTS > 3) tiles.template store<5>(dots + 3 * apart * TILE, 4 * TILE);
+  }
+
   template <int PARTS>  // tiles of columns
   void weigh_part(const uint32_t* weights, int64_t stride, const uint32_t* values, int64_t pairs,
                   int64_t width, float* out, bool accumulate) {

@@ -101,14 +101,14 @@ static int norm(const void* args) {
 // ---- gated activation ----
 
 IPX_INLINE Vec silu(Vec x) {
-  return divide(x, add(set1(1.0f), exp_vec(sub(zero(), x))));
+  return mul(x, reciprocal(add(set1(1.0f), exp_vec(sub(zero(), x)))));
 }
 
 // x * 0.5 * (1 + tanh(u)) with u = sqrt(2/pi) (x + 0.044715 x^3), which is x * sigmoid(2u)
 IPX_INLINE Vec gelu_tanh(Vec x) {
   Vec cube = mul(mul(x, x), x);
   Vec u = mul(set1(1.59576912160573f), fma(set1(0.044715f), cube, x));
-  return divide(x, add(set1(1.0f), exp_vec(sub(zero(), u))));
+  return mul(x, reciprocal(add(set1(1.0f), exp_vec(sub(zero(), u)))));
 }
 
 template <typename T>

@@ -13,6 +13,7 @@
 #include "abi.h"
 #include "elementwise.h"
 #include "simd.h"
+#include "tile_panels.h"
 #include "tiles.h"
 
 namespace ipx {
@@ -245,6 +246,35 @@ static void linear_body(void* context, int64_t item) {
   }
 }
 
+#if defined(IPX_TILES)
+// The results of a panel from its sums, of which those of gates wait for those of ups
+template <typename T, typename Args>
+IPX_INLINE void finish_panel(const Args& p, int64_t row, int64_t rows, int64_t b,
+                             const float (&sums)[2][PANEL * LINEAR_BLOCK]) {
+  if (!p.glu) return finish_tile<T>(p, sums[b % 2], row, rows, b, nullptr);
+  if (b % 2) finish_gated<T>(p, sums[0], sums[1], row, rows, b / 2 * LINEAR_BLOCK);
+}
+
+static void linear_panels_body(void* context, int64_t item) {
+  auto& job = *static_cast<const PanelJob*>(context);
+  auto& p = *static_cast<const LinearArgs*>(job.args);
+  multiply_panels<Products<Dot::Pairs>>(
+      job, item, [&](int64_t row, int64_t rows, int64_t b, auto& sums) {
+        finish_panel<bf16>(p, row, rows, b, sums);
+      });
+}
+
+static int linear_panels(const LinearArgs& p) {
+  int64_t depth = ceil_div(p.inputs, 2), block = 4 * depth * LINEAR_BLOCK;
+  PanelJob job{&p, pack_panels(p.x, p.rows, 2 * p.x_stride, 2 * p.inputs), {},
+               static_cast<const char*>(p.packed), depth, block};
+  if (!job.x.lanes) return 12;  // ENOMEM
+  job.items = PanelItems::of(p.rows, 64 * job.x.steps, packed_blocks(p), block, p.glu ? 2 : 1);
+  run_parallel(linear_panels_body, &job, job.items.count());
+  return 0;
+}
+#endif
+
 template <typename T, Dot MODE>
 static int run_linear(const LinearArgs& p) {
   constexpr bool FLOATS = MODE == Dot::Floats;
@@ -282,6 +312,9 @@ static int run_linear(const LinearArgs& p) {
 static int linear(const void* args) {
   const auto& p = *static_cast<const LinearArgs*>(args);
   if (p.f32) return run_linear<float, Dot::Floats>(p);
+#if defined(IPX_TILES)
+  if (p.rows >= PANELS_FROM_ROWS && p.inputs >= 2 * TILE) return linear_panels(p);
+#endif
   return run_linear<bf16, DOT_PAIRS ? Dot::Pairs : Dot::SplitPairs>(p);
 }
 

@@ -207,6 +207,7 @@ static int run_quant(const QuantLinearArgs& p) {
   }
   if (!integers) return quant_items(job, quant_float_body<T>);
 #if defined(IPX_TILES)
+  if (suits_panels(job)) return quant_panels<T>(job);
   if (p.rows >= TILES_FROM_ROWS) {
     bool int4 = p.weight == WEIGHT_INT4;
     return quant_items(job, int4 ? quant_tile_body<T, 4> : quant_tile_body<T, 8>);

@@ -10,6 +10,7 @@
 #include "quant_pack.h"
 #include "quant_rows.h"
 #include "simd.h"
+#include "tile_panels.h"
 #include "tiles.h"
 
 namespace ipx {
@@ -196,6 +197,60 @@ static void quant_tile_body(void* context, int64_t item) {
       finish_tile<T>(p, tile, first, rows, b, gates);
     }
   }
+}
+
+// int8 with a scale per column: sums [rows][48] of integers -> floats, as to_signed and add_group
+static void scale_panel(const QuantJob& job, int64_t row, int64_t rows, const char* block,
+                        float* sums) {
+  const QuantLayout& l = job.layout;
+  const QuantRows& in = job.rows;
+  const bool half = job.args->half_scales, offsets = job.args->offsets;
+  for (int64_t n = 0; n < LINEAR_BLOCK; n += W) {
+    Vec s = scale_at(block, n, half), o = offsets ? scale_at(block + l.scales, n, half) : zero();
+    float* at = sums + n;
+    for (int64_t r = row; r < row + rows; r++, at += LINEAR_BLOCK) {
+      Raw start = raw_set1(static_cast<uint32_t>(in.start[r]));
+      Vec y = mul(to_float(raw_add(raw_load(at), start)), s);
+      if (offsets) y = fma(set1(in.sum[r]), o, y);
+      store(at, fma(y, set1(in.scale[r * in.scales]), zero()));
+    }
+  }
+}
+
+struct QuantPanelJob : PanelJob {
+  const QuantJob* quant;
+};
+
+template <typename T>
+static void quant_panels_body(void* context, int64_t item) {
+  auto& job = *static_cast<const QuantPanelJob*>(context);
+  const QuantJob& quant = *job.quant;
+  multiply_panels<TileProducts<ChosenTiles, TileLanes::Bytes>>(
+      job, item, [&](int64_t row, int64_t rows, int64_t b, auto& sums) {
+        auto* block = static_cast<const char*>(quant.args->packed) + b * quant.layout.block;
+        scale_panel(quant, row, rows, block, sums[b % 2]);
+        finish_panel<T>(*quant.args, row, rows, b, sums);
+      });
+}
+
+// Weights with one scale per column, whose integers are summed over all inputs
+static bool suits_panels(const QuantJob& job) {
+  return job.args->weight == WEIGHT_INT8 && job.layout.groups == 1 && job.rows.bytes &&
+         job.args->rows >= PANELS_FROM_ROWS && job.layout.depth >= 4 * TILE;
+}
+
+template <typename T>
+static int quant_panels(const QuantJob& quant) {
+  const QuantLinearArgs& p = *quant.args;
+  const QuantLayout& l = quant.layout;
+  QuantPanelJob job;
+  job.x = pack_panels(quant.rows.bytes, p.rows, quant.rows.ldb, l.depth);
+  if (!job.x.lanes) return 12;  // ENOMEM
+  job.weights = static_cast<const char*>(p.packed) + l.head;
+  job.depth = l.depth / 4, job.block = l.block, job.quant = &quant;
+  job.items = PanelItems::of(p.rows, 64 * job.x.steps, packed_blocks(p), l.block, p.glu ? 2 : 1);
+  run_parallel(quant_panels_body<T>, &job, job.items.count());
+  return 0;
 }
 #endif
 

@@ -233,8 +233,8 @@ void start_workers(int wanted) {
 }
 
 struct Scratch {
-  void* memory[5] = {};
-  int64_t size[5] = {};
+  void* memory[6] = {};
+  int64_t size[6] = {};
   ~Scratch() {
     for (void* p : memory) free(p);
   }

@@ -172,6 +172,23 @@ struct TileProducts {
   // the first row of the pass that is to finish row `row` and those after it
   int64_t first(int64_t row) const { return min64(row, max64(0, all_rows - TILE)); }
 
+  // The sums of two tiles of rows, [32][48], kept in memory between chunks of steps (tile_panels.h).
+  // x: [steps][32][16] lanes; w: whole steps. Fetches `lines` from `ahead` on in each step.
+  void chunk(const uint32_t* x, const uint32_t* w, int64_t steps, bool begin, void* sums,
+             const char* ahead, int64_t lines) {
+    char* out = static_cast<char*>(sums);
+    if (begin) {
+      zero_sums<2>();
+    } else {
+      load_column<0>(out), load_column<1>(out), load_column<2>(out);
+    }
+    for (; steps; steps--, x += 2 * TILE * TILE, w += TILE * LINEAR_BLOCK) {
+      for (int64_t i = 0; i < lines; i++, ahead += 64) prefetch_l2(ahead);
+      step<2>(x, x + TILE * TILE, 4 * TILE, w);
+    }
+    store_column<2, 0>(out, TILE), store_column<2, 1>(out, TILE), store_column<2, 2>(out, TILE);
+  }
+
   // x: rows ldx lanes apart; out [rows][48], int32 or float
   void operator()(int64_t rows, const uint32_t* x, int64_t ldx, const uint32_t* w, int64_t depth,
                   void* out, bool fetch) {
@@ -257,6 +274,12 @@ struct TileProducts {
     if constexpr (MR == 2) {
       tiles.template store<3 + N>(out + second * STRIDE + 4 * N * TILE, STRIDE);
     }
+  }
+
+  template <int N>
+  void load_column(const char* out) {
+    tiles.template load<N>(out + 4 * N * TILE, STRIDE);
+    tiles.template load<3 + N>(out + TILE * STRIDE + 4 * N * TILE, STRIDE);
   }
 
   static constexpr int64_t FETCH_AHEAD = 4096;

@@ -28,7 +28,7 @@ def close(got: Tensor, want: Tensor, bound: float) -> None:
     assert (got.double() - want).norm() <= bound * want.norm()
 
 
-SIZES = [(1, 576, 960), (2, 8, 3), (7, 577, 49), (8, 1536, 576), (33, 64, 1000), (100, 31, 48)]
+SIZES = [(1, 576, 960), (2, 8, 3), (7, 577, 49), (8, 1536, 576), (33, 64, 1000), (100, 31, 48), (97, 450, 200)]
 
 
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SIZES)
@@ -69,7 +69,7 @@ def test_bits_of_a_row_do_not_depend_on_the_others(
     whole = kernels.linear(x, packed, torch.empty(70, 333))
     for team in (1, 2, 5):
         threads.set_threads(team)
-        for rows in (1, 2, 3, 4, 5, 6, 7, 8, 9, 64):
+        for rows in (1, 2, 3, 4, 5, 6, 7, 8, 9, 64, 65):
             for first in (0, 1, 70 - rows):
                 part = x[first : first + rows]
                 got = kernels.linear(part, packed, torch.empty(rows, 333))

@@ -1,5 +1,6 @@
 """Quantized products against float64, and a row's bits in batches of all sizes."""
 
+import math
 from dataclasses import replace
 from types import ModuleType
 
@@ -164,8 +165,11 @@ def test_what_is_not_finite_stays_in_its_row(isa: str, dtype: str, scheme: Schem
     for value in (torch.nan, torch.inf, -torch.inf):
         x[2, 100] = value
         got = quantized.quant_linear(x, packed, torch.empty(5, 50))
-        if not scheme.static:  # a given scale cuts off infinity like any large value
+        if not scheme.static:
             assert not torch.isfinite(got[2]).any()
+        elif value == value:  # a given scale cuts off infinity like any large value
+            x[2, 100] = math.copysign(1e30, value)
+            assert torch.equal(got, quantized.quant_linear(x, packed, torch.empty(5, 50)))
         assert torch.equal(got[others], clean[others])
 
 

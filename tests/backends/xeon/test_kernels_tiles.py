@@ -60,7 +60,7 @@ def made_by(library: ModuleType, isa: str) -> list[Tensor]:
     library.set_isa(isa)
     draw = torch.Generator().manual_seed(0)
     made = []
-    for rows, inputs in ((1, 8), (3, 576), (16, 72), (17, 64), (40, 200)):
+    for rows, inputs in ((1, 8), (3, 576), (16, 72), (17, 64), (40, 200), (99, 456)):
         x = torch.randn(rows, inputs, generator=draw).bfloat16()
         weight = torch.randn(96, inputs, generator=draw)
         packed = kernels.pack_linear(weight.bfloat16())
@@ -79,6 +79,43 @@ def test_the_processor_gives_the_bits_of_its_emulation(emulated: ModuleType) -> 
     pairs = zip(made_by(emulated, "amx"), made_by(emulated, "amx_emulated"), strict=True)
     for number, (real, told) in enumerate(pairs):
         assert torch.equal(real, told), number
+
+
+PANELS = [(64, 64, 48), (65, 456, 50), (131, 1544, 150), (300, 72, 500), (600, 1000, 20)]
+
+
+@pytest.mark.parametrize("tiles", ["amx_emulated", "amx"])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), PANELS)
+def test_many_rows_have_the_bits_of_few(
+    emulated: ModuleType, threads: ModuleType, tiles: str, rows: int, inputs: int, outputs: int
+) -> None:
+    """Panels (tile_panels.h), however the work is divided, beside batches of 30 rows."""
+    if tiles not in (*threads.isas(), "amx_emulated"):
+        pytest.skip("this processor has no AMX")
+    threads.set_isa(tiles)
+    draw = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, inputs, generator=draw).bfloat16()
+    weight = torch.randn(-(-outputs // 48) * 96, inputs, generator=draw)  # blocks of gates and ups
+    dense = kernels.pack_linear(weight.bfloat16())
+    schemes = [Scheme(weight="int8", asymmetric=a, activation="int8") for a in (False, True)]
+    int8 = [quantized.pack(quantize(weight, scheme), "bfloat16") for scheme in schemes]
+
+    def made(rows: Tensor) -> list[Tensor]:
+        outs = [torch.empty(len(rows), n).bfloat16() for n in (len(weight), outputs) * 3]
+        return [
+            kernels.linear(rows, dense, outs[0]),
+            kernels.linear(rows, dense, outs[1], glu="silu"),
+            quantized.quant_linear(rows, int8[0], outs[2]),
+            quantized.quant_linear(rows, int8[0], outs[3], glu="silu"),
+            quantized.quant_linear(rows, int8[1], outs[4]),
+            quantized.quant_linear(rows, int8[1], outs[5], glu="silu"),
+        ]
+
+    few = [torch.cat(parts) for parts in zip(*map(made, x.split(30)), strict=True)]
+    for team in (1, 2, 7):
+        threads.set_threads(team)
+        for number, (got, want) in enumerate(zip(made(x), few, strict=True)):
+            assert torch.equal(got, want), (team, number)
 
 
 def test_a_product_of_no_rows(emulated: ModuleType) -> None:
@@ -110,7 +147,7 @@ def fenced(like):  # its copy, with no memory behind its last byte
     return made.view(like.dtype).view(like.shape).copy_(like)
 
 kernels.library().set_isa("amx_emulated")
-for rows in (1, 5, 15, 16, 17, 31, 32, 33, 47, 50):
+for rows in (1, 5, 15, 16, 17, 31, 32, 33, 47, 50, 64, 99):
     for inputs in (8, 32, 40, 72):
         x = fenced(torch.randn(rows, inputs).bfloat16())
         packed = fenced(kernels.pack_linear(torch.randn(50, inputs).bfloat16()))
