@@ -111,6 +111,14 @@ class Output(msgspec.Struct, tag="output", kw_only=True):
     stop_token: int | None = None
     error: str | None = None
 
+    def join(self, later: "Output") -> None:
+        """Take in the output that follows this one, which is not the last."""
+        self.tokens += later.tokens
+        if later.logprobs is not None:
+            self.logprobs = [*(self.logprobs or []), *later.logprobs]
+        self.cached_tokens = max(self.cached_tokens, later.cached_tokens)
+        self.finish_reason, self.stop_token = later.finish_reason, later.stop_token
+
 
 class Refused(msgspec.Struct, tag="refused", kw_only=True):
     """The engine did not take a Submit; see errors.RequestError for the fields."""

@@ -161,7 +161,8 @@ class ProcessClient:
         )
 
     async def generate(self, submit: Submit) -> AsyncGenerator[Output, None]:
-        """Run one sequence. Closing or cancelling the iteration aborts it at once."""
+        """Run one sequence. Closing or cancelling the iteration aborts it at once. Outputs that
+        came while nobody asked are one, so that whoever falls behind catches up."""
         if self._dead is not None:
             raise EngineDeadError(self._dead)
         if submit.request_id in self._open:
@@ -169,11 +170,18 @@ class ProcessClient:
         queue: asyncio.Queue[Event] = asyncio.Queue()
         self._open[submit.request_id] = queue
         running = True
+        next_event: Event | None = None
         try:
             self._send(submit)
             while running:
-                event = await queue.get()
+                event, next_event = next_event or await queue.get(), None
                 if isinstance(event, Output):
+                    while event.finish_reason is None and not queue.empty():
+                        next_event = queue.get_nowait()
+                        if not isinstance(next_event, Output) or next_event.error is not None:
+                            break
+                        event.join(next_event)
+                        next_event = None
                     running = event.finish_reason is None
                     yield event
                     continue

@@ -37,11 +37,10 @@ def submit(name: str, max_tokens: int = 10, **fields: Any) -> Submit:
     return Submit(
         request_id=name,
         prompt=[*name.encode()],
-        params=SamplingParams(),
         stop_ids=[],
         max_tokens=max_tokens,
         seed=1,
-        **fields,
+        **{"params": SamplingParams(), **fields},
     )
 
 
@@ -151,6 +150,52 @@ def test_refused() -> None:
             with pytest.raises(InferplaneError, match="make it unique"):
                 await tokens(client, submit("endless"))
             await outputs.aclose()
+
+    run(test)
+
+
+def test_who_falls_behind_gets_larger_pieces() -> None:
+    async def test() -> None:
+        async with engine() as client:
+            params = SamplingParams(logprobs=2, prompt_logprobs=1)
+            request = submit("a", 50, params=params)
+            single = [output async for output in client.generate(request)]
+            outputs = client.generate(request)
+            pieces = [await anext(outputs)]
+            while client.stats.finished < 2:
+                await client.flush_cache()
+            pieces += [output async for output in outputs]
+            assert len(pieces) == 2 and pieces[1].finish_reason == "length"
+            for kind in ("tokens", "logprobs", "prompt_logprobs"):
+                whole, parts = ([getattr(o, kind) or [] for o in each] for each in (single, pieces))
+                assert sum(whole, []) == sum(parts, []), kind
+            assert {output.cached_tokens for output in pieces} == {pieces[0].cached_tokens}
+
+    run(test)
+
+
+@pytest.mark.parametrize("end", ["abort", "death"])
+def test_what_came_before_the_end_is_delivered(end: str) -> None:
+    async def test() -> None:
+        async with engine() as client:
+            right = await tokens(client, submit("endless", 100))
+            outputs = client.generate(submit("endless", 10**9))
+            got = (await anext(outputs)).tokens
+            while client.stats.output_tokens < 130:
+                await client.flush_cache()
+            if end == "abort":
+                client.abort("endless")
+                await client.flush_cache()
+            else:
+                os.kill(client.pid, signal.SIGKILL)
+                while client.ready():
+                    await asyncio.sleep(0)
+            last = await anext(outputs)
+            got += last.tokens
+            assert len(got) >= 30 and got[:100] == right[: len(got)]
+            assert last.finish_reason == ("abort" if end == "abort" else None)
+            with pytest.raises(StopAsyncIteration if end == "abort" else EngineDeadError):
+                await anext(outputs)
 
     run(test)
 
