@@ -246,6 +246,23 @@ def test_the_plan_of_flashinfer(monkeypatch: pytest.MonkeyPatch) -> None:
         plans.plan(replace(batch, host_exact=False))
 
 
+def test_each_place_of_flashinfers_list_gets_one_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which of two would stay is chance on a GPU, though not here. The last place, which nobody
+    reads, takes all that is left over."""
+    stand_ins.flashinfer(monkeypatch)
+    plans, plain = Plans(SPEC, DEVICE, None), torch.Tensor.scatter_
+    written: list[int] = []
+
+    def scatter(target: Any, dim: int, places: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
+        written.extend(torch.bincount(places, minlength=len(target)).tolist())
+        return plain(target, dim, places, pages)
+
+    monkeypatch.setattr(torch.Tensor, "scatter_", scatter)
+    batch, _ = paged_batch([(1, 16), (1, 33), (1, 17)], SPEC, torch.Generator())
+    plans.plan(batch)
+    assert written == [1] * 6 + [3]
+
+
 def test_parts_of_sequences_fit_the_workspace_of_flashinfer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from inferplane.checkpoint import staging as module
 from inferplane.checkpoint.safetensors import SafetensorsTensors
-from inferplane.checkpoint.staging import BUFFERS, Staging
+from inferplane.checkpoint.staging import BUFFERS, Staging, read_at
 from inferplane.errors import ModelError
 from inferplane.hw import DeviceInfo
 from inferplane.testing.null import NullDevice, NullSettings
@@ -178,6 +178,29 @@ def test_reads_that_come_in_pieces_are_put_together(
     source.stage(way)
     assert torch.equal(source["wide"], tensors["wide"])
     way.close()
+
+
+@pytest.mark.parametrize(
+    ("then", "message"),
+    [
+        (0, "short ends at byte 11, a tensor needs 5 more: "),
+        (OSError("gone"), "short cannot be read at byte 11: gone"),
+    ],
+)
+def test_a_read_that_stops_halfway_says_where(
+    then: int | OSError, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([4, 3, then])
+
+    def preadv(file: int, buffers: list[memoryview], offset: int) -> int:
+        answer = next(answers)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(module.os, "preadv", preadv)
+    with pytest.raises(ModelError, match=message):
+        read_at(0, Path("short"), 4, bytearray(12))
 
 
 def test_weights_go_through_it(folder: Path, tensors: dict[str, torch.Tensor]) -> None:

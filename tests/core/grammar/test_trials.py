@@ -199,6 +199,18 @@ def test_a_trial_that_gets_no_processor_is_not_the_constraints_fault(
     assert run(stuck.compile(Constraint("regex", "b")))  # nothing is kept, and it gets its time
 
 
+def test_a_trial_is_over_once_it_has_had_its_time_and_does_not_starve(
+    stuck: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time is over from the start; at the first two looks it waits for a processor."""
+    (worker,) = stuck._workers.values()
+    looks = iter([True, True, False])
+    monkeypatch.setattr(worker, "starves", lambda: next(looks))
+    with pytest.raises(TimeoutError):
+        worker.run(FINE, 0.0)
+    assert list(looks) == []
+
+
 def test_what_a_worker_waits_for(stuck: Trials, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that does not want a processor, or has had enough of it, does not starve."""
     (worker,) = stuck._workers.values()
