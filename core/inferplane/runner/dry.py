@@ -111,9 +111,9 @@ def build_dry(prepared: Prepared, weights: NoWeights) -> Plan:
     return build
 
 
-def check_memory(prepared: Prepared, source: Source) -> None:
-    """ConfigError with the numbers if the model cannot fit, before anything is loaded. Leaves no
-    trace in `prepared`."""
+def check_memory(prepared: Prepared, source: Source) -> int:
+    """ConfigError with the numbers if the model cannot fit, before anything is loaded; else the
+    bytes that its weights need. Leaves no trace in `prepared`."""
     config, build = prepared.config, prepared.build
     resolver = make_resolver(config, prepared.plugins, prepared.device, prepared.graphs)
     fresh = replace(build, resolver=resolver, schemes=SchemeChooser(config, resolver), bound=[])
@@ -128,3 +128,4 @@ def check_memory(prepared: Prepared, source: Source) -> None:
         build.handles,
         reserved=weights.nbytes,
     )
+    return weights.nbytes

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from inferplane.checkpoint.quantized import configured_scheme
 from inferplane.checkpoint.staging import Staging
 from inferplane.config import Config
+from inferplane.errors import ConfigError
 from inferplane.hw.device import Device, DeviceInfo
 from inferplane.hw.host import HostThreads
 from inferplane.hw.kv import KVGroup, LayerKV
@@ -17,7 +18,7 @@ from inferplane.plugins import Plugins
 from inferplane.resolver import Resolver
 from inferplane.runner.dry import check_memory
 from inferplane.runner.inputs import Inputs, bind_derive
-from inferplane.runner.memory import Budget, allocate, plan_memory
+from inferplane.runner.memory import Budget, allocate, plan_memory, ran_out
 from inferplane.runner.packed import open_packed
 from inferplane.runner.prepare import Prepared, Source, prepare
 from inferplane.runner.runner import Runner
@@ -102,14 +103,19 @@ def load(
     report: Callable[[str], None] = log.info,
 ) -> Loaded:
     """Read the weights, build the model, give it memory, and record its steps. `report` gets a
-    line about whatever takes long after the weights. ConfigError before anything is read if the
-    model does not fit."""
+    line about whatever takes long after the weights. ConfigError if the model does not fit: before
+    anything is read, unless memory is lost after that."""
+    import torch
+
     prepared = prepare(config, source.config, plugins)
     if on_prepared:
         on_prepared(prepared)
-    check_memory(prepared, source)
+    nbytes = check_memory(prepared, source)
     config, device, build = prepared.config, prepared.device, prepared.build
-    model = construct(prepared, source, progress)
+    try:
+        model = construct(prepared, source, progress)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(ran_out(config, device, nbytes)) from error
     config, budget = plan_memory(
         build.schemes.record(config),
         prepared.model,

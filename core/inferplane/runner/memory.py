@@ -67,21 +67,38 @@ class Have:
 
 def too_small(config: Config, device: Device, have: Have) -> str:
     """What to say when not even one page of KV cache fits."""
-    host = host_memory() if device.info.torch_device == "cpu" else None
-    limit = f" ({host.limit})" if host and host.limit else ""
     weights = f"weights need {_gib(have.weights)}, " if have.weights else ""
     reserve = int(have.total * (1 - config.memory_fraction))
     kept = f", and --memory-fraction {config.memory_fraction} leaves {_gib(reserve)} to others"
+    why = f"{weights}a step needs {_gib(have.step)}{kept if reserve else ''}: KV cache has 0 pages"
+    flags = (
+        f"lower --max-batch-tokens ({config.max_batch_tokens}) or --max-running "
+        f"({config.max_running}), raise --memory-fraction, "
+    )
+    return _no_room(config, device, have.free, have.total, why, flags)
+
+
+def ran_out(config: Config, device: Device, weights: int) -> str:
+    """What to say when weights, of so many bytes, were to fit and did not."""
+    why = (
+        f"memory ran out while weights were loaded, which need {_gib(weights)} in all and more "
+        "while they are converted"
+    )
+    return _no_room(config, device, *device.memory(), why)
+
+
+def _no_room(
+    config: Config, device: Device, free: int, total: int, why: str, flags: str = ""
+) -> str:
+    host = host_memory() if device.info.torch_device == "cpu" else None
+    limit = f" ({host.limit})" if host and host.limit else ""
     smaller = "choose a smaller model, "
     if config.quantization in ("auto", "none"):
         smaller += "--quantization int8 or int4, "
-    more = f", or raise the limit of {_gib(have.total)}{limit}" if limit else ""
+    more = f", or raise the limit of {_gib(total)}{limit}" if limit else ""
     return (
-        f"{config.model} does not fit the memory of {device.info.name}: {_gib(have.free)} of "
-        f"{_gib(have.total)}{limit} are free; {weights}a step needs {_gib(have.step)}"
-        f"{kept if reserve else ''}: KV cache has 0 pages; {smaller}lower --max-batch-tokens "
-        f"({config.max_batch_tokens}) or --max-running ({config.max_running}), raise "
-        f"--memory-fraction, or end other programs{more}"
+        f"{config.model} does not fit the memory of {device.info.name}: {_gib(free)} of "
+        f"{_gib(total)}{limit} are free; {why}; {smaller}{flags}or end other programs{more}"
     )
 
 
