@@ -154,23 +154,23 @@ class Product:
         return Ready(w, few, modules[-1].kernel("int4_dense", last.threads))
 
     def __call__(self, x: "Tensor", ready: Ready, bias: "Tensor | None") -> "Tensor":
-        x = x.contiguous()
-        rows = x.shape[0]
-        w = ready.weights
-        columns = w.words.shape[0] * STRIP
-        y = x.new_empty((rows, columns))
+        y = x.new_empty((x.shape[0], ready.weights.words.shape[0] * STRIP))
+        self.write(x.contiguous(), ready, bias, y)
+        return y
+
+    def write(self, x: "Tensor", ready: Ready, bias: "Tensor | None", y: "Tensor") -> None:
+        """The product of an x that is contiguous."""
+        w, (rows, columns) = ready.weights, y.shape
         if rows > MOST:
-            return self._by_library(x, ready, bias, y)
+            self._by_library(x, ready, bias, y)
+            return
         for most, cut, kernel in ready.few if rows else ():
             if rows <= most:
                 grid = (columns // cut.columns, -(-rows // cut.rows))
                 kernel(grid, (x, w.words, w.scales, bias, y, rows, columns, self._steps))
                 break
-        return y
 
-    def _by_library(
-        self, x: "Tensor", ready: Ready, bias: "Tensor | None", y: "Tensor"
-    ) -> "Tensor":
+    def _by_library(self, x: "Tensor", ready: Ready, bias: "Tensor | None", y: "Tensor") -> None:
         import torch
 
         w, columns, width = ready.weights, y.shape[1], x.shape[1]
@@ -181,7 +181,8 @@ class Product:
             grid = ((last - first) // STRIP, 1)
             ready.dense(grid, (w.words, w.scales, part, first // STRIP, self._steps))
             torch.mm(x, part.T, out=y[:, first:last])
-        return y if bias is None else y.add_(bias)
+        if bias is not None:
+            y.add_(bias)
 
 
 def _supports(

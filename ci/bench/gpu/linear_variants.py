@@ -50,6 +50,8 @@ class Problem:
     weights: list[Any] = field(default_factory=list)
     dense: "torch.Tensor | None" = None
     """f32 [N, K]: what the weights stand for"""
+    quantized: Any = None
+    """INT4 weights before they were packed"""
     columns: int = 0
     width: int = 0
 
@@ -70,6 +72,7 @@ class Problem:
                 quantized.scale = quantized.scale.half().float()
                 if quantized.offset is not None:
                     quantized.offset = quantized.offset.half().float()
+                self.quantized = quantized
             self.dense = dequantize(quantized, "float32")
             pack = pack_nibbles if scheme.weight == "int4" else pack_bytes
             first = pack(quantized)

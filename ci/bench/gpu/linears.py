@@ -23,14 +23,17 @@ import sys
 import time
 import zlib
 from concurrent.futures import ProcessPoolExecutor, wait
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import linear_cuda
 import torch
 import triton
 from linear_variants import LIMIT, SHAPES, Inputs, Problem, Run, Shared, variants
 
+from inferplane_cuda import int4
 from inferplane_triton import launch, tuning
 
 MODEL_8B = ("8b/gate_up", "8b/down", "8b/qkv", "8b/o")
@@ -172,7 +175,7 @@ class Report:
         )
         ranked = sorted(results)
         library = min((r[0] for r in ranked if _is_library(r[1])), default=None)
-        shown = ranked[:6] + [r for r in ranked[6:] if _is_library(r[1]) or "alone" in r[1]]
+        shown = ranked[:6] + [r for r in ranked[6:] if _is_shown(r[1])]
         for value, name, error in shown:
             rate = p.nbytes / value / 1e9 if memory >= math else flops / value / 1e12
             peer = f"{library / value:>6.2f}x" if library else ""
@@ -196,12 +199,17 @@ def _is_library(name: str) -> bool:
     return name.startswith(("cublas", "scaled_mm", "quant+scaled_mm", "int_mm"))
 
 
+def _is_shown(name: str) -> bool:
+    """However slow it is."""
+    return _is_library(name) or "alone" in name or name == linear_cuda.NAME
+
+
 def measure(p: Problem, rows: int, shared: Shared, report: Report, deadline: float) -> None:
     begin = time.perf_counter()
     inputs: Inputs = p.at(rows)
     results = []
     failed = 0
-    for name, run in variants(p, inputs, shared):
+    for name, run in chain(linear_cuda.candidates(p, inputs), variants(p, inputs, shared)):
         if time.perf_counter() > deadline:
             break
         try:
@@ -296,9 +304,10 @@ def invariance_rows(report: Report, seconds: float) -> None:
 def source_stamp() -> str:
     """Tells versions of the kernels apart where the tree is not under version control."""
     digest = hashlib.sha256()
-    folder = Path(launch.__file__).parent
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(path.read_bytes())
+    for module in (launch, int4):
+        for path in sorted(Path(module.__file__).parent.rglob("*")):
+            if path.suffix in (".py", ".cu", ".cuh"):
+                digest.update(path.read_bytes())
     return digest.hexdigest()[:10]
 
 

@@ -1,7 +1,9 @@
 """The INT4 op whole, its kernels run on the CPU in place of being loaded to a GPU."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,7 @@ from inferplane_cuda import compiler, int4
 from inferplane_cuda.compiler import Compiler
 from inferplane_cuda.plugin import CudaDevice, op_impls
 from tests.backends.cuda.lanes import arguments, library
+from tests.rules.source import REPO
 
 INFO = DeviceInfo(backend="cuda", torch_device="cpu", name="test", arch="sm_90")
 DEVICE = CudaDevice(INFO, Compiler())
@@ -153,3 +156,57 @@ def test_other_gpus_are_refused_by_name(arch: str, compiles: None) -> None:
 def test_without_a_compiler_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "_problem", lambda arch: f"no NVRTC for {arch}")
     assert verdict(SPEC) == Reject("library", "no NVRTC for sm_90")
+
+
+@pytest.fixture
+def linears(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """ci/bench/gpu/linears.py without a GPU, and with no candidates but ours."""
+    monkeypatch.syspath_prepend(str(REPO / "ci/bench/gpu"))
+    bench = import_module("linears")
+    kernels = int4.Kernels(DEVICE.compiler)
+    monkeypatch.setattr(bench.linear_cuda, "opened", lambda name: (DEVICE, kernels))
+    monkeypatch.setattr(bench, "variants", lambda *given: ())
+
+    def seconds(run: Any, copies: int) -> float:
+        for copy in range(copies):
+            run(copy)
+        return copies * 1e-6
+
+    monkeypatch.setattr(bench, "graph_seconds", seconds)
+    monkeypatch.setitem(bench.SHAPES, "tiny", (96, 256))
+    monkeypatch.setattr(import_module("linear_variants"), "ROTATE", 40_000)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "test")
+    return bench
+
+
+def bench_lines(bench: Any, kind: str, rows: int, file: Path) -> list[dict[str, Any]]:
+    report = bench.Report(file, "commit", 1e12, 1e12)
+    problem = bench.Problem(kind, "tiny", 1, "cpu")
+    bench.measure(problem, rows, bench.Shared("cpu"), report, float("inf"))
+    assert report.wrong == []
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("int4", 3), ("int4-g32", 3), ("int4", 150)])
+def test_the_benchmark_measures_it(
+    kind: str, rows: int, linears: Any, on_cpu: None, compiles: None, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (line,) = bench_lines(linears, kind, rows, tmp_path / "lines")
+    assert (line["case"], line["variant"]) == (f"linear/{kind}/tiny/m{rows}", "cuda.int4")
+    assert line["value"] >= 3 and 0 < line["error"] < 0.008
+    assert "  cuda.int4\n" in capsys.readouterr().out
+
+
+def test_the_benchmark_says_why_it_cannot(
+    linears: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(compiler, "_problem", lambda arch: f"no NVRTC for {arch}")
+    assert bench_lines(linears, "int4", 3, tmp_path / "lines") == []
+    assert "failed: cuda.int4: RuntimeError: no NVRTC for sm_90\n" in capsys.readouterr().out
+    assert bench_lines(linears, "bf16", 3, tmp_path / "lines") == []
+    assert "cuda.int4" not in capsys.readouterr().out
