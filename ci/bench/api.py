@@ -1,4 +1,4 @@
-"""What the API process costs: a server whose engine makes tokens in no time, under `inferplane bench`.
+"""What the API process costs: a server whose engine makes tokens in no time, under load.
 
     python -m ci.bench.api smollm2 --concurrency 256
 

@@ -2,10 +2,10 @@
 //
 // tiles.h multiplies 32 rows with 48 columns at a time. A processor with AMX reads 48 bytes a cycle
 // from its second-level cache, and a step of six products, 96 cycles, takes 5 KiB of operands: one
-// of the two must come from the first-level cache (measured, SmolLM2's shapes: 1.8 TFLOP/s a core
-// with both in the second, 2.3 to 2.5 with the weights in the first, of 3.6). So:
+// of the two must come from the first-level cache (measured, SmolLM2's shapes: 1.7 TFLOP/s a core
+// with both in the second, 2.2 with the weights in the first, 2.4 with all there). So:
 //
-//   chunk     of at most STEPS steps of weights, 30 KiB, which stays in the first-level cache while
+//   chunk     of at most STEPS steps of weights, 18 KiB, which stays in the first-level cache while
 //   panel     PANEL rows meet it, their sums waiting in memory between the chunks;
 //   group     blocks of columns that a panel meets one after the other, so that lines of results
 //             are complete before they leave the second-level cache;
@@ -26,9 +26,7 @@ namespace ipx {
 namespace IPX_ISA {
 
 #if defined(IPX_TILES)
-constexpr int64_t PANEL = 64;
-constexpr int64_t PANELS_FROM_ROWS = 64;
-constexpr int64_t STEPS = 6;
+constexpr int64_t PANEL = 64, PANELS_FROM_ROWS = 64, STEPS = 6;
 constexpr int64_t ROWS_BYTES = 768 << 10, GROUP_BYTES = 128 << 10;  // of 2 MiB
 constexpr int64_t PAIR_LANES = 2 * TILE * TILE;                   // of a step of two tiles of rows
 
@@ -61,6 +59,7 @@ struct PanelItems {
     items.blocks = max64(least, min64(most, items.blocks));
     sets = max64(sets, ceil_div(enough, ceil_div(blocks, items.blocks)));
     items.rows = round_up(ceil_div(rows, sets), PANEL);
+    while (items.count() > 0xffff) items.rows *= 2;  // more are not divided over threads
     return items;
   }
   int64_t groups() const { return ceil_div(all_blocks, blocks); }

@@ -172,7 +172,7 @@ struct TileProducts {
   // the first row of the pass that is to finish row `row` and those after it
   int64_t first(int64_t row) const { return min64(row, max64(0, all_rows - TILE)); }
 
-  // The sums of two tiles of rows, [32][48], kept in memory between chunks of steps (tile_panels.h).
+  // The sums of two tiles of rows, [32][48], which stay in memory between chunks (tile_panels.h).
   // x: [steps][32][16] lanes; w: whole steps. Fetches `lines` from `ahead` on in each step.
   void chunk(const uint32_t* x, const uint32_t* w, int64_t steps, bool begin, void* sums,
              const char* ahead, int64_t lines) {

@@ -28,7 +28,15 @@ def close(got: Tensor, want: Tensor, bound: float) -> None:
     assert (got.double() - want).norm() <= bound * want.norm()
 
 
-SIZES = [(1, 576, 960), (2, 8, 3), (7, 577, 49), (8, 1536, 576), (33, 64, 1000), (100, 31, 48), (97, 450, 200)]
+SIZES = [
+    (1, 576, 960),
+    (2, 8, 3),
+    (7, 577, 49),
+    (8, 1536, 576),
+    (33, 64, 1000),
+    (100, 31, 48),
+    (97, 450, 200),
+]
 
 
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SIZES)

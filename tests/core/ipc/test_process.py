@@ -167,8 +167,11 @@ def test_who_falls_behind_gets_larger_pieces() -> None:
             pieces += [output async for output in outputs]
             assert len(pieces) == 2 and pieces[1].finish_reason == "length"
             for kind in ("tokens", "logprobs", "prompt_logprobs"):
-                whole, parts = ([getattr(o, kind) or [] for o in each] for each in (single, pieces))
-                assert sum(whole, []) == sum(parts, []), kind
+                whole, parts = (
+                    [x for output in each for x in getattr(output, kind) or []]
+                    for each in (single, pieces)
+                )
+                assert whole == parts, kind
             assert {output.cached_tokens for output in pieces} == {pieces[0].cached_tokens}
 
     run(test)
