@@ -11,24 +11,15 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from ci.bench.machine import INFERPLANE, append, describe, run_json
 from ci.bench.startup import first_token
 
 from inferplane.config import Config
-from inferplane.ipc import engine_process
 from inferplane.server.run import serve
-from inferplane.testing.fake_engine import Behaviour, FakeEngineCore
 
 ROUNDS = 2  # requests for each open one
-
-
-def instant(config: Config, progress: Callable[[str], None]) -> FakeEngineCore:
-    """Answers of the same tokens, for it takes time to draw others."""
-    behaviour = Behaviour(vocab_size=1 << 20, max_model_len=8192, answer=list(range(300, 420)))
-    return FakeEngineCore(config, progress, behaviour)
 
 
 def seconds(pid: int) -> float:
@@ -44,10 +35,12 @@ def main() -> None:
     parser.add_argument("--output-len", type=int, default=128)
     parser.add_argument("--port", type=int, default=8766)
     parser.add_argument("--json", type=Path, help="append a JSON line")
+    parser.add_argument("--serve", action="store_true", help="only be the server")
     asked = parser.parse_args()
-    server = subprocess.Popen(
-        [sys.executable, "-m", "ci.bench.api", "--serve", asked.model, str(asked.port)]
-    )
+    if asked.serve:
+        config = Config(model=asked.model, port=asked.port, max_running=4096)
+        sys.exit(serve(config, module="ci.bench.instant_engine"))
+    server = subprocess.Popen([sys.executable, "-m", "ci.bench.api", *sys.argv[1:], "--serve"])
     url, requests = f"http://127.0.0.1:{asked.port}", ROUNDS * asked.concurrency
     lengths = ["--input-len", "32", "--output-len", str(asked.output_len)]
     sizes = ["--concurrency", str(asked.concurrency), "--num-prompts", str(requests)]
@@ -70,10 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--serve"]:
-        config = Config(model=sys.argv[2], port=int(sys.argv[3]), max_running=4096)
-        sys.exit(serve(config, module="ci.bench.api"))
-    elif Path(sys.argv[-1]).is_dir():  # the engine process of that server
-        engine_process.main(instant)
-    else:
-        main()
+    main()

@@ -420,18 +420,18 @@ struct Worker {
     }
   }
 
-  // Scores of W tokens -> base-2 logarithms, but for the scale if nothing else is done to them
+  // Scores of W tokens -> base-2 logarithms
   Vec logarithms(Vec x, int64_t t) const {
     if (INT8) x = mul(x, load(w.key_scale + t));
     if (p.softcap) return mul(set1(cap), tanh_vec(mul(x, set1(to_cap))));
-    return INT8 ? mul(x, set1(scale)) : x;
+    return mul(x, set1(scale));
   }
 
   // scores -> probabilities of one row in place; visible tokens are [low, high) of the block,
   // computed ones [first, last), a multiple of SUB each way except at the end of the block
   void soften(int64_t r, int64_t rows, int64_t low, int64_t high, int64_t first, int64_t last) {
     float* s = w.scores + r * BLOCK;
-    const bool plain = !INT8 && !p.softcap;
+    const bool plain = !INT8 && !p.softcap && scale > 0.0f;  // which keeps the largest largest
     const Vec none = set1(NONE);
     Vec top = none;
     for (int64_t t = first; t < last; t += W) {
@@ -440,7 +440,8 @@ struct Worker {
         top = maximum(load(s + t), top);
         continue;
       }
-      Vec x = logarithms(load(s + t), t);
+      Vec x = load(s + t);
+      if (!plain) x = logarithms(x, t);  // else they are scaled below
       if (!whole) x = keep_range(x, low - t, high - t, none);
       top = maximum(x, top);
       store(s + t, x);
@@ -451,7 +452,7 @@ struct Worker {
     bf16* pairs = reinterpret_cast<bf16*>(s);
     Vec weights = zero(), heaviest = zero();
     for (int64_t t = first; t < last; t += W) {
-      Vec e = exp2_negative(fma(load(s + t), factor, shift));
+      Vec e = exp2_small(fma(load(s + t), factor, shift));
       total = add(total, e);
       if (INT8) {
         e = mul(e, load(w.value_scale + t));
@@ -701,6 +702,7 @@ static int64_t list_items(const AttentionArgs& p, bool split, int64_t width, Ite
 }
 
 // Merges the partial results of split items, which lie side by side in block order.
+// acc: [ROWS][width]
 template <typename T, Lanes KIND>
 static void merge_items(const Shared& shared, int64_t width, float* acc) {
   const AttentionArgs& p = *shared.args;
@@ -714,17 +716,17 @@ static void merge_items(const Shared& shared, int64_t width, float* acc) {
     int64_t end = i + 1;
     while (end < shared.count && shared.items[end].partial >= 0 &&
            shared.items[end].block == shared.items[end - 1].block + 1) end++;
+    float m[ROWS], l[ROWS] = {};
+    for (float& top : m) top = NONE;
+    memset(acc, 0, item.rows * width * 4);
+    for (int64_t k = i; k < end; k++) {
+      const float* from = shared.partials + shared.items[k].partial;
+      merge_rows(item.rows, m, l, acc, from, from + item.rows, from + 2 * item.rows, width);
+    }
     for (int64_t r = 0; r < item.rows; r++) {
-      float m = NONE, l = 0.0f;
-      memset(acc, 0, width * 4);
-      for (int64_t k = i; k < end; k++) {
-        const float* from = shared.partials + shared.items[k].partial;
-        merge_rows(1, &m, &l, acc, from + r, from + item.rows + r,
-                   from + 2 * item.rows + r * width, width);
-      }
       int64_t row = item.row + r;
       write_row<T, KIND>(p, p.q_start[item.sequence] + row / group,
-                         item.head * group + row % group, m, l, acc);
+                         item.head * group + row % group, m[r], l[r], acc + r * width);
     }
     i = end;
   }
@@ -748,12 +750,12 @@ static int run_attention(const AttentionArgs& p) {
   bool split = threads > 1 && count < 8 * threads;
   if (split) count = list_items(p, true, width, nullptr, &floats);
   int64_t item_bytes = round_up(count * static_cast<int64_t>(sizeof(Item)), 64);
-  char* memory = static_cast<char*>(scratch(1, item_bytes + 4 * (floats + width)));
+  char* memory = static_cast<char*>(scratch(1, item_bytes + 4 * (floats + ROWS * width)));
   if (!memory) return 12;  // ENOMEM
   Item* items = reinterpret_cast<Item*>(memory);
   float* merged = reinterpret_cast<float*>(memory + item_bytes);
   list_items(p, split, width, items, &floats);
-  Shared shared{&p, items, count, merged + width, 0};
+  Shared shared{&p, items, count, merged + ROWS * width, 0};
   run_parallel(attention_body<T, C>, &shared, count);
   if (shared.failed) return 12;
   if (floats) merge_items<T, KIND>(shared, width, merged);

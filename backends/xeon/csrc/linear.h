@@ -255,9 +255,13 @@ IPX_INLINE void finish_panel(const Args& p, int64_t row, int64_t rows, int64_t b
   if (b % 2) finish_gated<T>(p, sums[0], sums[1], row, rows, b / 2 * LINEAR_BLOCK);
 }
 
+struct LinearPanelJob : PanelJob {
+  const LinearArgs* args;
+};
+
 static void linear_panels_body(void* context, int64_t item) {
-  auto& job = *static_cast<const PanelJob*>(context);
-  auto& p = *static_cast<const LinearArgs*>(job.args);
+  auto& job = *static_cast<const LinearPanelJob*>(context);
+  const LinearArgs& p = *job.args;
   multiply_panels<Products<Dot::Pairs>>(
       job, item, [&](int64_t row, int64_t rows, int64_t b, auto& sums) {
         finish_panel<bf16>(p, row, rows, b, sums);
@@ -266,9 +270,11 @@ static void linear_panels_body(void* context, int64_t item) {
 
 static int linear_panels(const LinearArgs& p) {
   int64_t depth = ceil_div(p.inputs, 2), block = 4 * depth * LINEAR_BLOCK;
-  PanelJob job{&p, pack_panels(p.x, p.rows, 2 * p.x_stride, 2 * p.inputs), {},
-               static_cast<const char*>(p.packed), depth, block};
+  LinearPanelJob job;
+  job.x = pack_panels(p.x, p.rows, 2 * p.x_stride, 2 * p.inputs);
   if (!job.x.lanes) return 12;  // ENOMEM
+  job.weights = static_cast<const char*>(p.packed);
+  job.depth = depth, job.block = block, job.args = &p;
   job.items = PanelItems::of(p.rows, 64 * job.x.steps, packed_blocks(p), block, p.glu ? 2 : 1);
   run_parallel(linear_panels_body, &job, job.items.count());
   return 0;

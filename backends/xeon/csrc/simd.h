@@ -55,7 +55,7 @@ IPX_INLINE Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 IPX_INLINE Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 IPX_INLINE Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 IPX_INLINE Vec divide(Vec a, Vec b) { return _mm512_div_ps(a, b); }
-// 1 / x to about 2^-24, in a fifth of a division's time; x from 2^-126 to 2^126
+// 1 / x to about 2^-24 without a division; x from 2^-126 to 2^126
 IPX_INLINE Vec reciprocal(Vec x) {
   Vec r = _mm512_rcp14_ps(x);
   return _mm512_fmadd_ps(_mm512_fnmadd_ps(x, r, _mm512_set1_ps(1.0f)), r, r);
@@ -511,19 +511,13 @@ IPX_INLINE Vec exp2_fraction(Vec f) {
 
 // 2^x, NaN for NaN, exactly 1 at 0 and exactly 0 below -126 (and at -inf): a masked or empty part
 // then changes no bit of what it is merged into.
-IPX_INLINE Vec exp2_vec(Vec x) {
+IPX_INLINE Vec exp2_small(Vec x) {  // x up to 127
   const Vec floor = set1(-126.0f);
-  Vec clamped = maximum(floor, minimum(set1(127.0f), x));  // this operand order keeps a NaN
+  Vec clamped = maximum(floor, x);  // this operand order keeps a NaN
   Vec n = nearest(clamped);
   return zero_below(scale_exponent(exp2_fraction(sub(clamped, n)), n), x, floor);
 }
-// the same up to 0, and a little above it
-IPX_INLINE Vec exp2_negative(Vec x) {
-  const Vec floor = set1(-126.0f);
-  Vec clamped = maximum(floor, x);
-  Vec n = nearest(clamped);
-  return zero_below(scale_exponent(exp2_fraction(sub(clamped, n)), n), x, floor);
-}
+IPX_INLINE Vec exp2_vec(Vec x) { return exp2_small(minimum(set1(127.0f), x)); }
 constexpr float LOG2E = 1.44269504088896340736f, LOG2E_REST = 1.92596299e-8f;
 
 // e^x: x * log2(e) in two parts, or the rounding of the product would grow with x

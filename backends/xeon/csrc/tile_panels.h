@@ -132,7 +132,6 @@ static void multiply_panel(Multiply& multiply, const PanelRows& x, int64_t row, 
 
 // What all threads know of a product by panels; a body makes its results of a panel's sums.
 struct PanelJob {
-  const void* args;
   PanelRows x;
   PanelItems items;
   const char* weights;        // of the first block

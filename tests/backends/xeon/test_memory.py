@@ -128,8 +128,10 @@ def faults():
 if not memory.keep_freed():
     print("none")
     raise SystemExit
-if sys.argv[1] == "return":  # what glibc does unasked depends on what happens to lie on the heap
-    memory.libc().mallopt(memory.MMAP_THRESHOLD, 1 << 20)
+# what glibc does unasked depends on what happens to lie on the heap
+memory.libc().mallopt(memory.MMAP_THRESHOLD, 1 << 20)
+if sys.argv[1] == "keep":
+    memory.keep_freed()
 work()
 before = faults()
 for _ in range(5):
