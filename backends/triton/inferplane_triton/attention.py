@@ -105,6 +105,7 @@ class _Attention:
             "WINDOW": spec.window,
             "SOFTCAP": spec.softcap,
             "SINKS": spec.sinks,
+            "enable_fp_fusion": not self._invariant,  # see `tiled`
             **self._early,
         }
 
@@ -129,7 +130,7 @@ class _Attention:
             q, keys, values, out, sinks, table, batch.seq_len, batch.q_start,
             batch.position, mask, 0 if mask is None else mask.shape[1],
             seqs, q.stride(0), out.stride(0), *strides, self._spec.scale,
-            ROWS=self._rows, TOKENS=self._tokens, LEAST=2 if mixed else 1, UNIFORM=self._invariant,
+            ROWS=self._rows, TOKENS=self._tokens, LEAST=2 if mixed else 1,
             TREE=mask is not None, BLOCK=self._prefill.block, num_warps=self._prefill.warps,
             num_stages=self._prefill.stages, **self._common,
         )  # fmt: skip

@@ -189,12 +189,15 @@ def tiled(
     HEADS: tl.constexpr, SHARED: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
     PAGE: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr, TREE: tl.constexpr,
-    LEAST: tl.constexpr, UNIFORM: tl.constexpr, PDL: tl.constexpr,
+    LEAST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of TOKENS queries (times SHARED heads = ROWS rows) and key head.
-    Sequences with fewer than LEAST queries belong to `split`. UNIFORM: every block is computed
-    the same way, so that a row's bits do not depend on the others of its tile. Late tiles of a
-    causal prompt take longest, so they come first.
+    Sequences with fewer than LEAST queries belong to `split`. Late tiles of a causal prompt take
+    longest, so they come first.
+
+    Which blocks are masked depends on the other rows of the tile. That changes a row's bits only
+    where the compiler contracts a product and a sum on one of the two ways: deterministic mode
+    forbids it to (option enable_fp_fusion).
     """
     if PDL:
         gdc_launch_dependents()
@@ -229,7 +232,7 @@ def tiled(
     floor, full = 0, 0
     if WINDOW > 0:
         floor = tl.maximum(lowest - WINDOW + 1, 0)
-    elif not UNIFORM:
+    else:
         full = (lowest + (0 if TREE else 1)) // BLOCK * BLOCK
     acc, peak, total = _attend(
         q, acc, peak, total, before + token, live, floor, full, last,
