@@ -7,6 +7,7 @@ off, and the tables in tuning.py only name tiles that divide. Dense tiles alone 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from inferplane.hw.ops.norm import RMSNormSpec
 from inferplane_triton.attention import next_power
 from inferplane_triton.kernels import gemv, nibbles, quantize, tiles
 from inferplane_triton.packed import Bytes, Nibbles
@@ -20,14 +21,37 @@ SEVERAL = 4
 
 
 @dataclass(frozen=True, slots=True)
+class Line:
+    """How a dense product with one row is cut, of which each program holds all."""
+
+    rows: int
+    """of W that a program takes at a time"""
+    programs: int
+    """at most"""
+    warps: int = 8
+    pdl: bool = False
+    """starts while the kernel before it ends, where the device can"""
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
-    """How a product with one row is cut: `rows` of W and `block` values a step."""
+    """How another product with one or few rows is cut: `rows` of W and `block` values a step."""
 
     rows: int
     block: int
     warps: int = 4
     pdl: bool = False
-    """starts while the kernel before it ends, where the device can"""
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """What makes the input of a dense product with one row: norm(x + residual)"""
+
+    spec: RMSNormSpec
+    weight: "Tensor"
+    residual: "Tensor | None" = None
+    total: "Tensor | None" = None
+    """gets x + residual"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +93,20 @@ class Scratch:
     """i32 zeros, one for each tile"""
 
 
-def dense_row(x: "Tensor", w: "Tensor", bias: "Tensor | None", y: "Tensor", cut: Row) -> None:
-    """x [1, K] @ W [N, K].T"""
-    gemv.one_row[(w.shape[0] // cut.rows,)](
-        x, w, bias, y, w.shape[1], ROWS=cut.rows, BLOCK=cut.block, BIAS=bias is not None,
-        PDL=cut.pdl, num_warps=cut.warps, **_pdl(cut.pdl),
+def dense_row(
+    x: "Tensor", w: "Tensor", bias: "Tensor | None", y: "Tensor", cut: Line,
+    norm: Norm | None = None, activation: str = "",
+) -> None:  # fmt: skip
+    """x [1, K] @ W [N, K].T; with an activation W [2 N, K] has the rows of gate, then of up"""
+    count, width = y.shape[1], w.shape[1]
+    spec = norm.spec if norm else RMSNormSpec(dim=width, dtype="", epsilon=0.0)
+    gemv.one_row[(min(-(-count // cut.rows), cut.programs),)](
+        x, norm and norm.residual, norm and norm.weight, w, bias, y, norm and norm.total, count,
+        WIDTH=width, BLOCK=next_power(width), ROWS=cut.rows, NORM=norm is not None,
+        EPSILON=spec.epsilon, OFFSET=spec.offset, CAST_FIRST=spec.cast_first,
+        ADD=norm is not None and norm.residual is not None, GATED=bool(activation),
+        GELU=activation == "gelu_tanh", BIAS=bias is not None, PDL=cut.pdl,
+        num_warps=cut.warps, **_pdl(cut.pdl),
     )  # fmt: skip
 
 

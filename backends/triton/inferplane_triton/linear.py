@@ -12,7 +12,7 @@ from inferplane.hw import Bound, BuildContext, Device, Reject, Support
 from inferplane.hw.op import describe
 from inferplane.hw.ops.linear import LinearSpec, LogitsSpec
 from inferplane_triton import launch, tuning
-from inferplane_triton.attention import overlapped
+from inferplane_triton.attention import core_count, overlapped
 from inferplane_triton.launch import Scratch, Tile
 from inferplane_triton.shared_memory import Operands, fitting
 
@@ -70,7 +70,7 @@ def own_or_library(columns: int, width: int, ctx: BuildContext) -> Product:
     from torch.nn.functional import linear
 
     pdl = bool(overlapped(ctx.device)["PDL"])
-    row = tuning.dense_row(columns, width, pdl)
+    row = tuning.dense_row(columns, width, core_count(ctx.device), False, pdl)
     several = tuning.dense_several(columns, width, pdl)
     few = fitting(DENSE, ctx.device)(tuning.dense_few(columns, width, pdl), FEW_ROWS)
     scratch = scratch_for([(FEW_ROWS, few)], columns, ctx)
@@ -83,7 +83,7 @@ def own_or_library(columns: int, width: int, ctx: BuildContext) -> Product:
             made = linear(x, weight, bias)
             return made if out is None else out.copy_(made)
         y = x.new_empty((rows, columns)) if out is None else out
-        if rows == 1:
+        if rows == 1 and row:
             launch.dense_row(x, weight, bias, y, row)
         elif several and rows <= launch.SEVERAL:
             launch.several_rows(x, weight, bias, y, several)

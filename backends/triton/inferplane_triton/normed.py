@@ -1,7 +1,12 @@
-"""norm_linear and norm_mlp over FP8 or INT8 weights with quantized inputs: the kernel that makes
-the inputs of a product quantizes them, unless the product of so many rows does it itself. Bits
-are those of the ops one by one."""
+"""norm_linear and norm_mlp.
 
+Over FP8 or INT8 weights with quantized inputs the kernel that makes the inputs of a product
+quantizes them, unless the product of so many rows does it itself. Bits are those of the ops one by
+one. Over dense weights the product of one row makes its input itself, and the gated activation:
+three launches fewer in a layer, which take 6 us of 17 in Qwen3-0.6B.
+"""
+
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from inferplane.hw import Bound, BuildContext, Device, Reject, Support
@@ -10,10 +15,10 @@ from inferplane.hw.ops.activation import GluSpec
 from inferplane.hw.ops.linear import LinearSpec
 from inferplane.hw.ops.norm import RMSNormSpec
 from inferplane.hw.ops.normed import NormLinearSpec, NormMLPSpec
-from inferplane.hw.quantization import QuantizedWeight
-from inferplane_triton import quantized, rowwise
-from inferplane_triton.attention import next_power, overlapped
+from inferplane_triton import launch, quantized, rowwise, tuning
+from inferplane_triton.attention import core_count, next_power, overlapped
 from inferplane_triton.kernels import rowwise as kernels
+from inferplane_triton.linear import Linear, own_or_library
 from inferplane_triton.packed import Bytes, pack_bytes
 from inferplane_triton.quantized import BytesProduct
 
@@ -25,23 +30,63 @@ LONGEST = 32768
 
 
 def _supports(norm: RMSNormSpec, products: list[LinearSpec], device: Device) -> Support | Reject:
+    dense = all(linear.scheme is None for linear in products)
     for linear in products:
-        if linear.scheme is None or not linear.scheme.activation:
+        if not dense and (linear.scheme is None or not linear.scheme.activation):
             return Reject("feature", "inputs that are not quantized")
-        verdict = quantized.Linear().supports(linear, device)
+        known = Linear() if dense else quantized.Linear()
+        verdict = known.supports(linear, device)
         if isinstance(verdict, Reject):
             return verdict
-        if linear.in_features > LONGEST:
+        if linear.in_features > LONGEST and not dense:
             return Reject("shape", f"rows of {linear.in_features} elements do not fit one program")
-    known = rowwise.RMSNorm().supports(norm, device)
-    if isinstance(known, Reject):
-        return known
+    verdict = rowwise.RMSNorm().supports(norm, device)
+    if isinstance(verdict, Reject):
+        return verdict
+    if dense:
+        return Support(priority=60, invariance="run", notes="one kernel for one row")
     inputs = ", ".join(dict.fromkeys(describe(p.scheme) for p in products))
     return Support(priority=60, invariance="run", notes=f"inputs rounded on the way: {inputs}")
 
 
+class Dense:
+    """A product of norm(x + residual), and the gated activation of it if `glu`"""
+
+    def __init__(
+        self, norm: RMSNormSpec, linear: LinearSpec, ctx: BuildContext, glu: GluSpec | None = None
+    ) -> None:
+        columns, width = linear.out_features, linear.in_features
+        self._spec, self._size = norm, glu.size if glu else columns
+        self._product = own_or_library(columns, width, ctx)
+        self._alone = rowwise.RMSNorm().build(norm, ctx).run
+        self._add = rowwise.AddRMSNorm().build(norm, ctx).run
+        self._activation = glu.activation if glu else ""
+        self._activate = rowwise.Glu().build(glu, ctx).run if glu else None
+        pdl = bool(overlapped(ctx.device)["PDL"])
+        cores = core_count(ctx.device)
+        self._row = tuning.dense_row(self._size, width, cores, glu is not None, pdl)
+
+    def __call__(
+        self, x: "Tensor", residual: "Tensor | None", weight: "Tensor", w: "Tensor",
+        bias: "Tensor | None",
+    ) -> "tuple[Tensor, Tensor]":  # fmt: skip
+        """(act(norm(x + residual) @ W.T + bias), x + residual)"""
+        if x.shape[0] == 1 and self._row:
+            total = x if residual is None else x.new_empty(x.shape)
+            y = x.new_empty((1, self._size))
+            residual = None if residual is None else residual.contiguous()
+            norm = launch.Norm(self._spec, weight, residual, total)
+            launch.dense_row(x.contiguous(), w, bias, y, self._row, norm, self._activation)
+            return y, total
+        normed, total = (
+            (self._alone(x, weight), x) if residual is None else self._add(x, residual, weight)
+        )
+        y = self._product(normed, w, bias)
+        return (self._activate(y) if self._activate else y), total
+
+
 class Normed:
-    """A product of norm(x + residual)"""
+    """A product of norm(x + residual) that is quantized"""
 
     def __init__(self, norm: RMSNormSpec, linear: LinearSpec, ctx: BuildContext) -> None:
         assert linear.scheme is not None
@@ -107,6 +152,10 @@ class Gated:
         return self._product.multiply(q, scale, w, bias)
 
 
+def _contiguous(weight: "Tensor") -> "Tensor":
+    return weight.contiguous()
+
+
 class NormLinear:
     name = "triton.norm_linear"
 
@@ -114,10 +163,12 @@ class NormLinear:
         return _supports(spec.norm, [spec.linear], device)
 
     def build(self, spec: NormLinearSpec, ctx: BuildContext) -> Bound:
-        product = Normed(spec.norm, spec.linear, ctx)
+        dense = spec.linear.scheme is None
+        product = (Dense if dense else Normed)(spec.norm, spec.linear, ctx)
+        pack: Callable[[Any], Any] = _contiguous if dense else pack_bytes
 
-        def prepack(weight: QuantizedWeight, bias: "Tensor | None" = None) -> Any:
-            return pack_bytes(weight), bias
+        def prepack(weight: Any, bias: "Tensor | None" = None) -> Any:
+            return pack(weight), bias
 
         def run(
             x: "Tensor", packed: Any, residual: "Tensor | None", norm: "Tensor"
@@ -134,16 +185,24 @@ class NormMLP:
         return _supports(spec.norm, [spec.gated.linear, spec.down], device)
 
     def build(self, spec: NormMLPSpec, ctx: BuildContext) -> Bound:
-        both = Normed(spec.norm, spec.gated.linear, ctx)
-        down = Gated(spec.gated.glu, spec.down, ctx)
+        linear, glu, down = spec.gated.linear, spec.gated.glu, spec.down
+        first: Dense | Normed
+        second: Callable[..., Tensor]
+        pack: Callable[[Any], Any]
+        if linear.scheme is None:
+            first, pack = Dense(spec.norm, linear, ctx, glu), _contiguous
+            second = own_or_library(down.out_features, down.in_features, ctx)
+        else:
+            first, pack = Normed(spec.norm, linear, ctx), pack_bytes
+            second = Gated(glu, down, ctx)
 
-        def prepack(weight: QuantizedWeight, other: QuantizedWeight) -> Any:
-            return pack_bytes(weight), pack_bytes(other)
+        def prepack(weight: Any, other: Any) -> Any:
+            return pack(weight), pack(other)
 
         def run(
             x: "Tensor", packed: Any, residual: "Tensor | None", norm: "Tensor"
         ) -> "tuple[Tensor, Tensor]":
-            gate_up, total = both(x, residual, norm, packed[0], None)
-            return down(gate_up, packed[1], None), total
+            hidden, total = first(x, residual, norm, packed[0], None)
+            return second(hidden, packed[1], None), total
 
         return Bound(run=run, prepack=prepack)

@@ -4,12 +4,17 @@ where that is said; what is marked (estimated) has not been measured there.
 Few different tiles: each is a compilation for every M_PAD, and a model's start waits for them.
 """
 
-from inferplane_triton.launch import Row, Tile
+from inferplane_triton.attention import next_power
+from inferplane_triton.launch import Line, Row, Tile
 
 FEW = 64
 """rows of x up to which W's bytes are the limit"""
 PROCESSORS = 132
 """multiprocessors of an H100; twice as many programs keep enough loads in flight"""
+SHARE = 4
+"""programs of a product with one row for each processor, at most"""
+LONGEST = 1 << 14
+"""values of x that the registers of a program hold beside its weights"""
 SMALL = 1 << 23
 """elements of W whose read takes less than a tile's start and end"""
 
@@ -19,9 +24,21 @@ def divisor(width: int, most: int) -> int:
     return min(most, width & -width)
 
 
-def dense_row(columns: int, width: int, pdl: bool) -> Row:
-    """Within 2 % of the best at the shapes of Llama-3-8B and Qwen3-0.6B."""
-    return Row(rows=1 if width > 1024 else 4, block=divisor(width, 1024), pdl=pdl)
+def dense_row(columns: int, width: int, cores: int, gated: bool, pdl: bool) -> Line | None:
+    """Programs that all take as many tiles, of 8,192 weights if those come out even. Within 3 % of
+    the best at the shapes of Llama-3-8B and Qwen3-0.6B (one H200). None if x is too long."""
+    block = next_power(width) * (2 if gated else 1)
+    if block > LONGEST:
+        return None
+    cuts = []
+    for weights, warps in ((8192, 8), (4096, 4)):
+        rows = max(1, weights // block)
+        tiles = -(-columns // rows)
+        programs = min(tiles, SHARE * cores)
+        most = -(-tiles // programs) * -(-programs // cores) * rows  # that a processor computes
+        cuts.append((most, Line(rows, programs, max(warps, block // 2048), pdl)))
+    (most, large), (other, small) = cuts
+    return small if other < 0.9 * most else large
 
 
 def dense_several(columns: int, width: int, pdl: bool) -> Row | None:

@@ -1,5 +1,6 @@
 """Problems and candidate kernels for linears.py: what is measured, without how."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -8,7 +9,8 @@ import torch
 
 from inferplane.hw.quantization import Scheme, dequantize, quantize, quantize_input, spread
 from inferplane_triton import launch, tuning
-from inferplane_triton.launch import Row, Scratch, Tile
+from inferplane_triton.attention import next_power
+from inferplane_triton.launch import Line, Row, Scratch, Tile
 from inferplane_triton.packed import Bytes, Nibbles, pack_bytes, pack_nibbles
 
 FP8 = "float8_e4m3fn"
@@ -193,17 +195,16 @@ def _dense(p: Problem, i: Inputs, shared: Shared) -> Iterator[tuple[str, Run]]:
 
     yield "cublas", library
     if p.rows == 1:
-        cuts = [tuning.dense_row(p.columns, p.width, True)]
-        for rows, most, warps in ((1, 1024, 4), (2, 1024, 4), (4, 1024, 4), (1, 2048, 4)):
-            cuts.append(Row(rows, tuning.divisor(p.width, most), warps, pdl=True))
-        for cut in dict.fromkeys([*cuts, replace(cuts[0], pdl=False)]):
-            yield _name("row", cut), _row(launch.dense_row, p, i, cut)
+        chosen = tuning.dense_row(p.columns, p.width, tuning.PROCESSORS, False, True)
+        lines = [chosen, replace(chosen, pdl=False)] if chosen else []
+        for weights, warps, share in itertools.product((4096, 8192, 16384), (4, 8), (2, 4, 8)):
+            rows = max(1, weights // next_power(p.width))
+            lines.append(Line(rows, share * tuning.PROCESSORS, warps, pdl=True))
+        for line in dict.fromkeys(lines):
+            yield _name("row", line), _row(launch.dense_row, p, i, line)
     several = tuning.dense_several(p.columns, p.width, True)
     if several and 1 < p.rows <= launch.SEVERAL:
-        cuts = [several]
-        for rows in (1, 2, 4):
-            for warps in (2, 4):
-                cuts.append(Row(rows, 256 * warps, warps, pdl=True))
+        cuts = [several, *(Row(r, 256 * w, w, pdl=True) for r in (1, 2, 4) for w in (2, 4))]
         for cut in dict.fromkeys([*cuts, replace(several, pdl=False)]):
             yield _name("several", cut), _row(launch.several_rows, p, i, cut)
     if p.rows <= 64:
@@ -350,15 +351,16 @@ def _nibbles(p: Problem, i: Inputs, shared: Shared) -> Iterator[tuple[str, Run]]
         )  # fmt: skip
 
 
-def _name(kind: str, cut: Row | Tile) -> str:
-    if isinstance(cut, Row):
-        return f"{kind} {cut.rows}x{cut.block} w{cut.warps}{' pdl' if cut.pdl else ''}"
+def _name(kind: str, cut: Line | Row | Tile) -> str:
+    if not isinstance(cut, Tile):
+        size = cut.programs if isinstance(cut, Line) else cut.block
+        return f"{kind} {cut.rows}x{size} w{cut.warps}{' pdl' if cut.pdl else ''}"
     split = f" /{cut.split}" if cut.split > 1 else ""
     early = f" pdl+{cut.ahead}" if cut.pdl else ""
     return f"{kind} {cut.rows}x{cut.most}x{cut.block}{split} w{cut.warps} s{cut.stages}{early}"
 
 
-def _row(call: Callable[..., None], p: Problem, i: Inputs, cut: Row) -> Run:
+def _row(call: Callable[..., None], p: Problem, i: Inputs, cut: Line | Row) -> Run:
     return lambda c: call(i.x, p.weights[c], None, i.y, cut)
 
 

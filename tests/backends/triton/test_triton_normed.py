@@ -1,4 +1,5 @@
-"""Norms and activations that quantize, by Triton's interpreter, which has no bf16."""
+"""Norms and activations that quantize, or are part of a product, by Triton's interpreter, which
+has no bf16."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from inferplane.hw.ops.normed import NormLinearSpec, NormMLPSpec
 from inferplane.hw.quantization import Scheme
 from inferplane.resolver import Resolver
 from inferplane.testing.op_run import OneOp
-from inferplane_triton import launch, normed, quantized, rowwise, tuning
+from inferplane_triton import launch, linear, normed, quantized, rowwise, tuning
 from tests.backends.triton.test_triton_products import CDNA3, HOPPER, compiled
 
 if ON_GPU:
@@ -46,6 +47,8 @@ class OneByOne(OneOp):
     """Ops run by the kernels of the pack, composites as their parts."""
 
     def bind(self, op: str, spec: Any) -> Bound:
+        if op == "linear" and spec.scheme is None:
+            return linear.Linear().build(spec, self)
         return KERNELS.get(op, TABLE[op].reference).build(spec, self)
 
 
@@ -54,7 +57,9 @@ def context() -> Any:
     return OneByOne(TorchDevice(replace(INFO, arch="")))
 
 
-def specs(scheme: Scheme, dtype: str, gemma: bool = False) -> tuple[NormLinearSpec, NormMLPSpec]:
+def specs(
+    scheme: Scheme | None, dtype: str, gemma: bool = False
+) -> tuple[NormLinearSpec, NormMLPSpec]:
     norm = RMSNormSpec(dim=D, dtype=dtype, epsilon=1e-5)
     if gemma:
         norm = replace(norm, offset=1.0, cast_first=False)
@@ -83,16 +88,20 @@ def both(impl: Any, op: str, spec: Any, weights: list[Any], *given: Any) -> list
     return results
 
 
-@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("scheme", [None, *SCHEMES], ids=str)
 @pytest.mark.parametrize("rows_alone", [True, False])
 def test_the_whole_has_the_bits_of_its_parts(
-    scheme: Scheme, rows_alone: bool, monkeypatch: pytest.MonkeyPatch
+    scheme: Scheme | None, rows_alone: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a product that rounds one row itself, and with one that does not."""
     tall = launch.Row(rows=64, block=128)  # a program takes the interpreter milliseconds
     monkeypatch.setattr(tuning, "bytes_row", lambda *_: tall if rows_alone else None)
-    linear, mlp = specs(scheme, "float16", bool(scheme.group or scheme.weight == "int8"))
-    qkv, up, down = (linear_inputs(part, 3) for part in (linear.linear, mlp.gated.linear, mlp.down))
+    several = launch.Line(rows=128, programs=2)  # tiles each of gate and up; qkv's last is a half
+    monkeypatch.setattr(tuning, "dense_row", lambda *_: several)
+    gemma = scheme is not None and bool(scheme.group or scheme.weight == "int8")
+    first_spec, mlp = specs(scheme, "float16", gemma or (scheme is None and rows_alone))
+    products = (first_spec.linear, mlp.gated.linear, mlp.down)
+    qkv, up, down = (linear_inputs(part, 3) for part in products)
     generator = torch.Generator().manual_seed(5)
     norm = torch.randn(D, generator=generator).half()
     for rows in (0, 1, 3) if rows_alone else (1, 70):
@@ -100,7 +109,7 @@ def test_the_whole_has_the_bits_of_its_parts(
         if rows > 1:
             x[1] = residual[1] = 0  # no largest value to divide by
         first, later = (
-            both(normed.NormLinear(), "norm_linear", linear, [qkv["weight"], qkv["bias"]],
+            both(normed.NormLinear(), "norm_linear", first_spec, [qkv["weight"], qkv["bias"]],
                  x, added, norm)
             for added in (None, residual)
         )  # fmt: skip
@@ -144,18 +153,26 @@ def test_supports_names_the_reason() -> None:
         assert code(impl, spec) == ""
         assert code(impl, wide) == "dtype"
         assert code(impl, spec, ampere) == "hardware"
-    linear, mlp = specs(SCHEMES[0], "bfloat16")
+    first, mlp = specs(SCHEMES[0], "bfloat16")
     for scheme in (None, Scheme(weight=FP8), Scheme(weight="int4", group=128)):
-        plain = replace(linear.linear, scheme=scheme)
-        assert code(normed.NormLinear(), replace(linear, linear=plain)) == "feature"
+        plain = replace(first.linear, scheme=scheme)
+        wanted = "feature" if scheme else ""
+        assert code(normed.NormLinear(), replace(first, linear=plain)) == wanted
         down = replace(mlp.down, scheme=scheme)
-        assert code(normed.NormMLP(), replace(mlp, down=down)) == "feature"
+        assert code(normed.NormMLP(), replace(mlp, down=down)) == "feature"  # of two kinds
+    dense, mlp = specs(None, "bfloat16")
+    assert code(normed.NormLinear(), dense) == code(normed.NormMLP(), mlp) == ""
+    assert (
+        code(normed.NormLinear(), replace(dense, linear=replace(dense.linear, in_features=100)))
+        == "shape"
+    )
+    _, mlp = specs(SCHEMES[0], "bfloat16")
     long = replace(mlp.down, in_features=1 << 16)
     assert code(normed.NormMLP(), replace(mlp, down=long)) == "shape"
 
 
 def test_deterministic_steps_and_named_parts_run_one_by_one() -> None:
-    linear, mlp = specs(SCHEMES[0], "bfloat16")
+    first, mlp = specs(SCHEMES[0], "bfloat16")
     device = TorchDevice(INFO)
     wholes = [("norm_linear", normed.NormLinear()), ("norm_mlp", normed.NormMLP())]
 
@@ -164,13 +181,13 @@ def test_deterministic_steps_and_named_parts_run_one_by_one() -> None:
         resolver = Resolver(device, [*KERNELS.items(), *wholes], named)
         return resolver.resolve(op, spec).chosen.name
 
-    for op, spec in (("norm_linear", linear), ("norm_mlp", mlp)):
+    for op, spec in (("norm_linear", first), ("norm_mlp", mlp)):
         assert chosen(op, spec) == f"triton.{op}"
         assert chosen(op, replace(spec, determinism="batch")) == "reference"
         assert chosen(op, spec, **{op: "reference"}) == "reference"
         assert chosen(op, spec, norm__add_rms="triton.add_rms") == "reference"
         assert chosen(op, spec, linear="reference") == "reference"  # in linear.glu, too
-    assert chosen("norm_linear", linear, activation__glu="reference") == "triton.norm_linear"
+    assert chosen("norm_linear", first, activation__glu="reference") == "triton.norm_linear"
     assert chosen("norm_mlp", mlp, activation__glu="reference") == "reference"
 
 

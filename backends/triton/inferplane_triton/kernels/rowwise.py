@@ -15,7 +15,7 @@ from inferplane_triton.kernels.quantize import store
 
 
 @triton.jit
-def _normalize(x, weight, width, EPSILON, OFFSET, CAST_FIRST: tl.constexpr, TYPE: tl.constexpr):
+def normalize(x, weight, width, EPSILON, OFFSET, CAST_FIRST: tl.constexpr, TYPE: tl.constexpr):
     """f32 x [..., d] -> the normalized and weighted value in TYPE; reduces the last dimension"""
     scale = 1.0 / tl.sqrt(tl.sum(x * x, -1) / width + EPSILON)
     value = x * tl.expand_dims(scale, -1)
@@ -40,7 +40,7 @@ def rms(
     mask = at < width
     x = tl.load(x_ptr + row * stride_x + at, mask=mask, other=0.0).to(tl.float32)
     weight = tl.load(weight_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    y = _normalize(x, weight, width, EPSILON, OFFSET, CAST_FIRST, out_ptr.dtype.element_ty)
+    y = normalize(x, weight, width, EPSILON, OFFSET, CAST_FIRST, out_ptr.dtype.element_ty)
     tl.store(out_ptr + row * stride_out + at, y, mask=mask)
 
 
@@ -62,7 +62,7 @@ def add_rms(
     rounded = x.to(sum_ptr.dtype.element_ty)
     tl.store(sum_ptr + row + at, rounded, mask=mask)
     weight = tl.load(weight_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    y = _normalize(
+    y = normalize(
         rounded.to(tl.float32), weight, width, EPSILON, OFFSET, CAST_FIRST,
         out_ptr.dtype.element_ty,
     )  # fmt: skip
@@ -70,7 +70,7 @@ def add_rms(
 
 
 @triton.jit
-def _gated(gate, up, GELU: tl.constexpr, TYPE: tl.constexpr):
+def gated(gate, up, GELU: tl.constexpr, TYPE: tl.constexpr):
     """f32 -> act(gate) * up in TYPE"""
     if GELU:
         inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
@@ -91,7 +91,7 @@ def glu(x_ptr, out_ptr, size, GELU: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.c
     mask = at < size
     gate = tl.load(x_ptr + row * 2 * size + at, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(x_ptr + row * 2 * size + size + at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out_ptr + row * size + at, _gated(gate, up, GELU, out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + row * size + at, gated(gate, up, GELU, out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -115,7 +115,7 @@ def rms_quantize(
         tl.store(sum_ptr + row * width + at, rounded, mask=mask)
         x = rounded.to(tl.float32)
     weight = tl.load(weight_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    y = _normalize(x, weight, width, EPSILON, OFFSET, CAST_FIRST, TYPE).to(tl.float32)
+    y = normalize(x, weight, width, EPSILON, OFFSET, CAST_FIRST, TYPE).to(tl.float32)
     store(y, input_scale_ptr, q_ptr, scale_ptr, row, 0, width, GROUP, BLOCK, STATIC)
 
 
@@ -134,7 +134,7 @@ def glu_quantize(
     mask = at < size
     gate = tl.load(x_ptr + row * 2 * size + at, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(x_ptr + row * 2 * size + size + at, mask=mask, other=0.0).to(tl.float32)
-    y = _gated(gate, up, GELU, x_ptr.dtype.element_ty).to(tl.float32)
+    y = gated(gate, up, GELU, x_ptr.dtype.element_ty).to(tl.float32)
     store(y, input_scale_ptr, q_ptr, scale_ptr, row, part, size, GROUP, BLOCK, STATIC)
 
 
