@@ -192,12 +192,10 @@ def tiled(
     LEAST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of TOKENS queries (times SHARED heads = ROWS rows) and key head.
-    Sequences with fewer than LEAST queries belong to `split`. Late tiles of a causal prompt take
-    longest, so they come first.
-
+    Sequences with fewer than LEAST queries belong to `split`. Late tiles take longest: first.
     Which blocks are masked depends on the other rows of the tile. That changes a row's bits only
-    where the compiler contracts a product and a sum on one of the two ways: deterministic mode
-    forbids it to (option enable_fp_fusion).
+    where a product and a sum are contracted on one of the two ways: deterministic mode forbids
+    the compiler to (option enable_fp_fusion).
     """
     if PDL:
         gdc_launch_dependents()
@@ -225,11 +223,10 @@ def tiled(
     before = seq_len - q_len
     lowest = before + number * TOKENS
     last = tl.minimum(lowest + TOKENS, seq_len)
-    draft = 0
+    floor, full, draft = 0, 0, 0
     if TREE:
         draft = _draft(position_ptr, mask_ptr, stride_mask, q_begin, before, token)
         lowest = before  # the least place of a branch; only the keys before are everybody's
-    floor, full = 0, 0
     if WINDOW > 0:
         floor = tl.maximum(lowest - WINDOW + 1, 0)
     else:
