@@ -2,7 +2,8 @@
 
 Triton compiles a kernel when it is first launched, one after the other: half a second each, with a
 launcher in C that is compiled, too. Here launches of kernels that are not compiled only name them,
-and threads compile: Triton's passes and the programs that it calls run without Python's lock.
+and threads have them compiled, each by a process of its own, and load what that leaves in the
+cache.
 """
 
 import logging
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from inferplane.hw import Device
+from inferplane_triton.process import Process
 
 MOST_THREADS = 32
 
@@ -37,6 +39,8 @@ class Compiler:
     def __init__(self, device: Device) -> None:
         self._device = device.info.torch_device
         self._pool: ThreadPoolExecutor | None = None
+        self._own = threading.local()
+        self._processes: list[Process] = []
         self._kernels: dict[tuple[str, str], Future[Any]] = {}
 
     @contextmanager
@@ -56,7 +60,7 @@ class Compiler:
             if name not in self._kernels:
                 assert self._pool is not None
                 data = others["compile"]["specialization_data"]
-                self._kernels[name] = self._pool.submit(kernel.preload, data)
+                self._kernels[name] = self._pool.submit(self._compile, kernel, fn, data)
             return True
 
         knobs.runtime.jit_cache_hook = note
@@ -83,10 +87,29 @@ class Compiler:
 
         torch.get_device_module(self._device).set_device(self._device)
 
+    def _compile(self, kernel: Any, info: Any, data: str) -> Any:
+        """Where the thread's process fails, here."""
+        from triton.runtime import driver
+
+        target = driver.active.get_current_target()
+        try:
+            if not hasattr(self._own, "process"):
+                self._own.process = Process()
+                self._processes.append(self._own.process)
+            problem = self._own.process.compile(target, info.module, info.name, data)
+        except (OSError, ValueError) as error:
+            problem = f"{type(error).__name__}: {error}"
+        if problem:
+            log.debug("%s was not compiled in a process: %s", info.name, problem)
+        return kernel.preload(data)
+
     def _end(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
-        self._pool, self._kernels = None, {}
+        for process in self._processes:
+            process.close()
+        self._pool, self._kernels, self._processes = None, {}, []
+        self._own = threading.local()
 
 
 def _load(compiled: "Future[Any]") -> None:

@@ -1,6 +1,7 @@
 """Compiles kernels ahead for a GPU that need not be there: Triton's driver is a stand-in, so its
 compiler runs and nothing is launched. Prints what happened, one fact a line."""
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,8 @@ from inferplane_triton.kernels import rowwise, sampling
 
 launched: list[str] = []
 late: list[str] = []
+here: list[str] = []
+"""kernels that this process compiled itself"""
 
 
 def loaded(name: str, *rest: Any) -> tuple[int, int, int, int, int]:
@@ -44,6 +47,11 @@ class StandIn:
         return 0
 
 
+def compiled(*, src: Any, cache_hit: bool, **others: Any) -> None:
+    if not cache_hit:
+        here.append(src.fn.fn.__name__)
+
+
 def glu(width: int) -> None:
     x = torch.zeros(2, 2 * width)
     rowwise.glu[2, 1](x, x, width, GELU=False, BLOCK=16, PDL=False)
@@ -58,6 +66,7 @@ def rms(block: int) -> None:
 
 def main() -> None:
     driver.set_active(StandIn())
+    knobs.compilation.listener = compiled
     compilation.Compiler._enter = lambda self: None  # type: ignore[method-assign]
     compiler = compilation.Compiler(
         TorchDevice(DeviceInfo(backend="triton", torch_device="cpu", name="stand-in"))
@@ -71,7 +80,7 @@ def main() -> None:
         rms(63)  # not a power of two: cannot be compiled
     print("launched while collecting", launched)
     compiler.finish(lambda done, of: reports.append((done, of)))
-    print("reports", reports)
+    print("reports", reports, "compiled here", here)
     print("hook", knobs.runtime.jit_cache_hook)
 
     def note(*, fn: Any, **others: Any) -> bool:
@@ -98,6 +107,12 @@ def main() -> None:
             raise KeyboardInterrupt
     except KeyboardInterrupt:
         print("given up", compiler._pool, compiler._kernels, knobs.runtime.jit_cache_hook is note)
+    here.clear()
+    for block, sys.executable in ((128, "/nowhere/python"), (256, "/bin/true")):
+        with compiler.collect():
+            rms(block)
+        compiler.finish(lambda done, of: None)
+        print("without a process", here)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,14 @@ pytest.importorskip("triton", reason="triton is not installed", exc_type=ImportE
 
 EXPECTED = """\
 launched while collecting []
-reports [(1, 4), (2, 4), (3, 4), (4, 4)]
+reports [(1, 4), (2, 4), (3, 4), (4, 4)] compiled here []
 hook None
 launched ['glu', 'glu', 'glu', 'rms'] compiled late []
 broken CompilationError compiled late 1
 not collected embed compiled late 2
 given up None {} True
+without a process ['rms']
+without a process ['rms', 'rms']
 """
 
 
