@@ -220,8 +220,11 @@ class Runner:
         return Forwarded(step, batch, hidden, logits, recorded=False)
 
     def _compute(self, batch: ForwardBatch, out: "Tensor | None" = None) -> "tuple[Tensor, Tensor]":
-        hidden = self._model.forward(batch)
-        return hidden, self._model.logits(hidden.index_select(0, batch.logit_index), out)
+        hidden = last = self._model.forward(batch)
+        decodes = batch.max_q == 1 and (batch.padded or batch.num_decode == batch.num_seqs)
+        if not decodes:  # else every token is sampled, and padding is nobody's
+            last = hidden.index_select(0, batch.logit_index)
+        return hidden, self._model.logits(last, out)
 
     def _plan_ops(self, batch: ForwardBatch) -> None:
         for bound in self._plans:
