@@ -8,7 +8,8 @@ offline  256 requests of 1,024 tokens in and 1,024 out, seconds
 nano     256 requests of 100 to 1,024 tokens in and out, output tokens per second
 prefix   256 requests that share 90 % of their prompt, with the prefix cache and without; what the
          cache costs where nothing is shared
-idle     part of the time in which the device does nothing while 8, 64 sequences decode
+idle     part of the time in which the device does nothing while 8, 64 sequences decode: between
+         steps, between the launches of a step and inside its graphs, with the largest gaps
 memory   device memory beside weights and KV cache after all that
 
 The limit of a case is the larger of its bytes over the copy bandwidth and its operations over the
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 import workloads
 from ceilings import copy_bandwidth, product_rate
-from idle import decode_profile
+from idle import decode_profile, lines
 
 from inferplane.config import Config
 from inferplane.engine import EngineCore, open_engine
@@ -176,9 +177,12 @@ def idle(bench: Bench) -> None:
             ("sampled", {"temperature": 0.8, "top_p": 0.9}),
         ):
             made = decode_profile(bench.core, batch, 1000, **params)
-            bench.report(f"idle/bs{batch}/{name}", 100 * made.idle, "%")
+            case = f"idle/bs{batch}/{name}"
+            bench.report(case, 100 * sum(made.idle.values()), "%")
+            for where, part in made.idle.items():
+                bench.report(f"{case}/{where.replace(' ', '-')}", 100 * part, "%")
+            print(*lines(made, bench.args.gaps), sep="\n")
             if name in bench.args.kernels:
-                print(f"  {made.step:.0f} us a step")
                 for kernel, calls, spent in made.kernels[:40]:
                     print(f"  {spent:9.1f} us {calls:7.1f} calls  {kernel[:90]}")
 
@@ -222,6 +226,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32, 64, 128, 256])
     parser.add_argument("--idle-batch", type=int, nargs="+", default=[8, 64])
+    parser.add_argument("--gaps", type=int, default=5, help="of each idle/NAME, the largest")
     parser.add_argument("--kernels", nargs="*", default=[], help="print the kernels of idle/NAME")
     parser.add_argument("--max-batch-tokens", type=int, default=8192)
     parser.add_argument("--op", action="append", default=[])
