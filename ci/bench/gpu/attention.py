@@ -12,14 +12,15 @@ import argparse
 import itertools
 import json
 import random
-import statistics
 import time
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from ceilings import copy_bandwidth, product_rate
+from replay import replay_seconds
 
 from inferplane.hw import CANONICAL, Device, ForwardBatch, LayerKV, OpImpl, Reject
 from inferplane.hw.kv import KVSpec
@@ -181,22 +182,7 @@ def measure(case: Case, impl: OpImpl, device: Device, seconds: float) -> float:
     for one in bound:
         if one.plan is not None:
             one.plan(batch)
-    for one in bound[:2]:
-        one.run(q, batch)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="relaxed"):
-        for one in bound:
-            one.run(q, batch)
-    graph.replay()
-    torch.cuda.synchronize()
-    times, end = [], time.perf_counter() + seconds
-    while len(times) < 5 or time.perf_counter() < end:
-        begin = time.perf_counter()
-        graph.replay()
-        torch.cuda.synchronize()
-        times.append((time.perf_counter() - begin) / layers)
-    return statistics.median(times)
+    return replay_seconds([partial(one.run, q, batch) for one in bound], where, least=seconds)
 
 
 def installed(plugins: Plugins, device: Device) -> dict[str, OpImpl]:

@@ -23,6 +23,7 @@ import sys
 import time
 import zlib
 from concurrent.futures import ProcessPoolExecutor, wait
+from functools import partial
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,6 +33,7 @@ import linear_cuda
 import torch
 import triton
 from linear_variants import LIMIT, SHAPES, Inputs, Problem, Run, Shared, variants
+from replay import replay_seconds
 
 from inferplane_cuda import int4
 from inferplane_triton import launch, tuning
@@ -117,35 +119,9 @@ def copy_bandwidth(device: str) -> float:
 
 def graph_seconds(run: Run, copies: int) -> float:
     """Seconds of one launch in a recorded sequence of them: median of 7 replays"""
-    count = LAUNCHES
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for c in range(2):
-            run(c % copies)
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run(0)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    graph.replay()
-    end.record()
-    end.synchronize()
-    if begin.elapsed_time(end) > 2.0:  # milliseconds: few launches are enough
-        count = 4
-    del graph
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for launched in range(count):
-            run(launched % copies)
-    times = []
-    for _ in range(8):
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3 / count)
-    return statistics.median(times[1:])
+    once = replay_seconds([partial(run, 0)], "cuda", 1)
+    count = 4 if once > 2e-3 else LAUNCHES  # few launches of a long one are enough
+    return replay_seconds([partial(run, c % copies) for c in range(count)], "cuda", 7)
 
 
 class Report:

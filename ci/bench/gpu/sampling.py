@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from ceilings import copy_bandwidth
+from replay import replay_seconds
 from torch import Tensor
 
 from inferplane.hw import DeviceInfo, TorchDevice
@@ -104,14 +105,14 @@ class Bench:
     def measure(self, case: Case) -> None:
         """Time of a call in us, the limit and the peer; prints and records them."""
         try:
-            value = seconds(case.run)
+            value = replay_seconds([case.run] * CALLS, self.device, REPLAYS)
         except Exception as error:
             print(f"{case.name:<52} failed: {type(error).__name__}: {str(error)[:300]}", flush=True)
             return
         peer = None
         if case.peer is not None and not self.late:
             try:
-                peer = seconds(case.peer, 2, 5) * 1e6
+                peer = replay_seconds([case.peer] * 2, self.device, 5) * 1e6
             except Exception as error:
                 print(f"{case.name:<52} peer failed: {str(error)[:120]}", flush=True)
         limit = case.nbytes / self.bandwidth
@@ -129,27 +130,6 @@ class Bench:
                 "peer": None if peer is None else round(peer, 2),
             }
         )
-
-
-def seconds(call: Callable[[], Any], calls: int = CALLS, replays: int = REPLAYS) -> float:
-    """Median time of a call in a graph that holds several."""
-    for _ in range(2):
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(calls):
-            call()
-    graph.replay()
-    times = []
-    for _ in range(replays):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3 / calls)
-    return sorted(times)[len(times) // 2]
 
 
 def logits(kind: str, rows: int, vocab: int, device: str) -> Tensor:
