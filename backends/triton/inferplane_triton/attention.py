@@ -129,9 +129,9 @@ class _Attention:
         kernels.tiled[self._spec.kv.num_kv_heads, tiles](
             q, keys, values, out, sinks, table, batch.seq_len, batch.q_start,
             batch.position, mask, 0 if mask is None else mask.shape[1],
-            seqs, q.stride(0), out.stride(0), *strides, self._spec.scale,
-            ROWS=self._rows, TOKENS=self._tokens, LEAST=2 if mixed else 1,
-            TREE=mask is not None, BLOCK=self._prefill.block, num_warps=self._prefill.warps,
+            seqs, 2 if mixed else 1, q.stride(0), out.stride(0), *strides, self._spec.scale,
+            ROWS=self._rows, TOKENS=self._tokens, TREE=mask is not None,
+            BLOCK=self._prefill.block, num_warps=self._prefill.warps,
             num_stages=self._prefill.stages, **self._common,
         )  # fmt: skip
         return out
@@ -156,8 +156,11 @@ class _Attention:
         visible = min(batch.max_kv, spec.window or batch.max_kv)
         wanted = self._decode.share * self._cores // (seqs * kv.num_kv_heads)
         splits = max(1, min(wanted, -(-visible // SPLIT_KEYS), MAX_SPLITS))
+        parts, most = splits > 1, next_power(splits)
+        if mixed:  # kernels for any batch, as such steps are not all known when they are compiled
+            parts, most = True, MAX_SPLITS
         part = lse = out
-        if splits > 1:
+        if parts:
             shape = (seqs, spec.num_heads, splits)
             part = q.new_empty((*shape, kv.head_dim), dtype=torch.float32)
             lse = q.new_empty(shape, dtype=torch.float32)
@@ -165,14 +168,14 @@ class _Attention:
         kernels.split[seqs, kv.num_kv_heads, splits](
             q, keys, values, out, part, lse, sinks, table, batch.seq_len, batch.q_start,
             splits, q.stride(0), out.stride(0), *strides, spec.scale,
-            ROWS=self._decode.rows, PARTS=splits > 1, MIXED=mixed, BLOCK=self._decode.block,
+            ROWS=self._decode.rows, PARTS=parts, MIXED=mixed, BLOCK=self._decode.block,
             num_warps=self._decode.warps, num_stages=self._decode.stages, **self._common,
         )  # fmt: skip
-        if splits > 1:
+        if parts:
             kernels.merge[seqs, spec.num_heads](
                 part, lse, out, batch.seq_len, batch.q_start, splits, out.stride(0),
                 HEADS=spec.num_heads, DIM=kv.head_dim, DIM_PAD=self._common["DIM_PAD"],
-                SPLITS_PAD=next_power(splits), MIXED=mixed, num_warps=2, **self._early,
+                SPLITS_PAD=most, MIXED=mixed, num_warps=2, **self._early,
             )  # fmt: skip
 
 

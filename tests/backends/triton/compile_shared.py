@@ -29,7 +29,7 @@ ROWS = (16, 32, 64, 128)
 """of x, one for each tile that an op may choose"""
 WIDER = ((2048, 2048), (512, 4224))
 """(in, out features) with other heights and splits than the specs"""
-IRRELEVANT = {"SPLIT", "AHEAD", "HEADS", "SHARED", "DIM", "PAGE", "SINKS", "SOFTCAP", "LEAST"}
+IRRELEVANT = {"SPLIT", "AHEAD", "HEADS", "SHARED", "DIM", "PAGE", "SINKS", "SOFTCAP"}
 IRRELEVANT |= {"SPLITS_PAD", "MIXED"}
 """constants that do not change how much is held"""
 DECISIVE = ("x_ptr", "w_ptr", "q_ptr", "k_ptr")

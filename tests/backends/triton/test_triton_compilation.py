@@ -22,12 +22,18 @@ without a process ['rms', 'rms']
 """
 
 
-def test_collected_kernels_are_compiled_before_their_first_launch(tmp_path: Path) -> None:
-    program = Path(__file__).with_name("compile_ahead.py")
+def run(program: str, cache: Path) -> str:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run(
-        [sys.executable, str(program)], env=environment, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout == EXPECTED
+    environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(Path(__file__).with_name(program))]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    return ended.stdout
+
+
+def test_collected_kernels_are_compiled_before_their_first_launch(tmp_path: Path) -> None:
+    assert run("compile_ahead.py", tmp_path) == EXPECTED
+
+
+def test_steps_of_any_size_take_the_same_kernels(tmp_path: Path) -> None:
+    assert run("compile_steps.py", tmp_path) == "[('merge', 1), ('split', 1), ('tiled', 1)]\n"

@@ -18,6 +18,9 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 LOG2E = tl.constexpr(1.4426950408889634)
+ANY = ["seqs", "least", "splits", "stride_table"]
+"""arguments that differ from step to step: a kernel for each kind of value would be compiled while
+requests wait"""
 
 
 @triton.jit
@@ -181,18 +184,18 @@ def _owner(tile, seqs, q_start_ptr, TOKENS: tl.constexpr):
     return low
 
 
-@triton.jit(do_not_specialize=["seqs"], do_not_specialize_on_alignment=["q_start_ptr"])
+@triton.jit(do_not_specialize=ANY, do_not_specialize_on_alignment=["q_start_ptr"])
 def tiled(
     q_ptr, k_ptr, v_ptr, out_ptr, sink_ptr, table_ptr, seq_len_ptr, q_start_ptr,
-    position_ptr, mask_ptr, stride_mask, seqs, stride_q, stride_out,
+    position_ptr, mask_ptr, stride_mask, seqs, least, stride_q, stride_out,
     stride_page, stride_token, stride_head, stride_table, scale,
     HEADS: tl.constexpr, SHARED: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
     PAGE: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr, TREE: tl.constexpr,
-    LEAST: tl.constexpr, PDL: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of TOKENS queries (times SHARED heads = ROWS rows) and key head.
-    Sequences with fewer than LEAST queries belong to `split`. Late tiles take longest: first.
+    Sequences with fewer than `least` queries belong to `split`. Late tiles take longest: first.
     Which blocks are masked depends on the other rows of the tile. That changes a row's bits only
     where a product and a sum are contracted on one of the two ways: deterministic mode forbids
     the compiler to (option enable_fp_fusion).
@@ -205,7 +208,7 @@ def tiled(
     q_begin = tl.load(q_start_ptr + seq)
     q_len = tl.load(q_start_ptr + seq + 1) - q_begin
     number = tile - (q_begin // TOKENS + seq)
-    if (q_len < LEAST) | (number * TOKENS >= q_len):
+    if (q_len < least) | (number * TOKENS >= q_len):
         return
     seq_len = tl.load(seq_len_ptr + seq)
     rows = tl.arange(0, ROWS)
@@ -244,7 +247,7 @@ def tiled(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["q_start_ptr"])
+@triton.jit(do_not_specialize=ANY, do_not_specialize_on_alignment=["q_start_ptr"])
 def split(
     q_ptr, k_ptr, v_ptr, out_ptr, part_ptr, lse_ptr, sink_ptr, table_ptr, seq_len_ptr, q_start_ptr,
     splits, stride_q, stride_out, stride_page, stride_token, stride_head, stride_table, scale,
@@ -306,7 +309,7 @@ def split(
         tl.store(lse_ptr + at, lse, mask=live)
 
 
-@triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["q_start_ptr"])
+@triton.jit(do_not_specialize=ANY, do_not_specialize_on_alignment=["q_start_ptr"])
 def merge(
     part_ptr, lse_ptr, out_ptr, seq_len_ptr, q_start_ptr, splits, stride_out,
     HEADS: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, SPLITS_PAD: tl.constexpr,
