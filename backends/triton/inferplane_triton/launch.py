@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 SEVERAL = 4
-"""rows of x that several_rows takes at most"""
+"""rows of x that dense_rows takes at most"""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """How a dense product with one row is cut, of which each program holds all."""
+    """How a dense product with few rows is cut, of which each program holds all."""
 
     rows: int
     """of W that a program takes at a time"""
@@ -33,9 +33,14 @@ class Line:
     """starts while the kernel before it ends, where the device can"""
 
 
+def line(rows: int, one: Line | None, several: Line | None) -> Line | None:
+    """The one for so many rows of x, if there is one."""
+    return one if rows == 1 else several if 0 < rows <= SEVERAL else None
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
-    """How another product with one or few rows is cut: `rows` of W and `block` values a step."""
+    """How another product with one row is cut: `rows` of W and `block` values a step."""
 
     rows: int
     block: int
@@ -45,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """What makes the input of a dense product with one row: norm(x + residual)"""
+    """What makes the input of a dense product with few rows: norm(x + residual)"""
 
     spec: RMSNormSpec
     weight: "Tensor"
@@ -93,20 +98,21 @@ class Scratch:
     """i32 zeros, one for each tile"""
 
 
-def dense_row(
+def dense_rows(
     x: "Tensor", w: "Tensor", bias: "Tensor | None", y: "Tensor", cut: Line,
     norm: Norm | None = None, activation: str = "",
 ) -> None:  # fmt: skip
-    """x [1, K] @ W [N, K].T; with an activation W [2 N, K] has the rows of gate, then of up"""
-    count, width = y.shape[1], w.shape[1]
+    """x [M, K] @ W [N, K].T for M up to SEVERAL; with an activation W [2 N, K] has the rows of
+    gate, then of up"""
+    (rows, count), width = y.shape, w.shape[1]
     spec = norm.spec if norm else RMSNormSpec(dim=width, dtype="", epsilon=0.0)
-    gemv.one_row[(min(-(-count // cut.rows), cut.programs),)](
-        x, norm and norm.residual, norm and norm.weight, w, bias, y, norm and norm.total, count,
-        WIDTH=width, BLOCK=next_power(width), ROWS=cut.rows, NORM=norm is not None,
-        EPSILON=spec.epsilon, OFFSET=spec.offset, CAST_FIRST=spec.cast_first,
-        ADD=norm is not None and norm.residual is not None, GATED=bool(activation),
-        GELU=activation == "gelu_tanh", BIAS=bias is not None, PDL=cut.pdl,
-        num_warps=cut.warps, **_pdl(cut.pdl),
+    gemv.few_rows[(min(-(-count // cut.rows), cut.programs),)](
+        x, norm and norm.residual, norm and norm.weight, w, bias, y, norm and norm.total,
+        rows, count, WIDTH=width, BLOCK=next_power(width), ROWS=cut.rows, M_PAD=next_power(rows),
+        NORM=norm is not None, EPSILON=spec.epsilon, OFFSET=spec.offset,
+        CAST_FIRST=spec.cast_first, ADD=norm is not None and norm.residual is not None,
+        GATED=bool(activation), GELU=activation == "gelu_tanh", BIAS=bias is not None,
+        PDL=cut.pdl, num_warps=cut.warps, **_pdl(cut.pdl),
     )  # fmt: skip
 
 
@@ -116,15 +122,6 @@ def w8_row(x: "Tensor", w: Bytes, bias: "Tensor | None", y: "Tensor", cut: Row) 
         x, w.input_scale, w.values, w.scale, bias, y, w.values.shape[1],
         ROWS=cut.rows, BLOCK=cut.block, BLOCKED=w.blocked, DYNAMIC=w.activation and not static,
         STATIC=static, BIAS=bias is not None, PDL=cut.pdl, num_warps=cut.warps, **_pdl(cut.pdl),
-    )  # fmt: skip
-
-
-def several_rows(x: "Tensor", w: "Tensor", bias: "Tensor | None", y: "Tensor", cut: Row) -> None:
-    """x [M, K] @ W [N, K].T for M up to SEVERAL"""
-    rows, (columns, width) = x.shape[0], w.shape
-    gemv.several_rows[(columns // cut.rows,)](
-        x, w, bias, y, rows, columns, width, ROWS=cut.rows, M_PAD=SEVERAL,
-        BLOCK=cut.block, BIAS=bias is not None, PDL=cut.pdl, num_warps=cut.warps, **_pdl(cut.pdl),
     )  # fmt: skip
 
 

@@ -70,8 +70,8 @@ def own_or_library(columns: int, width: int, ctx: BuildContext) -> Product:
     from torch.nn.functional import linear
 
     pdl = bool(overlapped(ctx.device)["PDL"])
-    row = tuning.dense_row(columns, width, core_count(ctx.device), False, pdl)
-    several = tuning.dense_several(columns, width, pdl)
+    shape = columns, width, core_count(ctx.device), False, pdl
+    row, several = tuning.dense_row(*shape), tuning.dense_several(*shape)
     few = fitting(DENSE, ctx.device)(tuning.dense_few(columns, width, pdl), FEW_ROWS)
     scratch = scratch_for([(FEW_ROWS, few)], columns, ctx)
 
@@ -83,10 +83,8 @@ def own_or_library(columns: int, width: int, ctx: BuildContext) -> Product:
             made = linear(x, weight, bias)
             return made if out is None else out.copy_(made)
         y = x.new_empty((rows, columns)) if out is None else out
-        if rows == 1 and row:
-            launch.dense_row(x, weight, bias, y, row)
-        elif several and rows <= launch.SEVERAL:
-            launch.several_rows(x, weight, bias, y, several)
+        if line := launch.line(rows, row, several):
+            launch.dense_rows(x, weight, bias, y, line)
         else:
             launch.dense_tiles(x, weight, bias, y, few, scratch())
         return y

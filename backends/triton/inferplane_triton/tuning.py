@@ -41,11 +41,11 @@ def dense_row(columns: int, width: int, cores: int, gated: bool, pdl: bool) -> L
     return small if other < 0.9 * most else large
 
 
-def dense_several(columns: int, width: int, pdl: bool) -> Row | None:
+def dense_several(columns: int, width: int, cores: int, gated: bool, pdl: bool) -> Line | None:
     """For 2 to 4 rows of x and small W (estimated)."""
-    if columns * width > SMALL:
+    if columns * width * (2 if gated else 1) > SMALL:
         return None
-    return Row(rows=2, block=divisor(width, 1024), pdl=pdl)
+    return dense_row(columns, width, cores, gated, pdl)
 
 
 def dense_few(columns: int, width: int, pdl: bool) -> Tile:

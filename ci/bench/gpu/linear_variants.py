@@ -194,19 +194,15 @@ def _dense(p: Problem, i: Inputs, shared: Shared) -> Iterator[tuple[str, Run]]:
         torch.mm(i.x, p.weights[c].T, out=i.y)
 
     yield "cublas", library
-    if p.rows == 1:
-        chosen = tuning.dense_row(p.columns, p.width, tuning.PROCESSORS, False, True)
-        lines = [chosen, replace(chosen, pdl=False)] if chosen else []
+    shape = p.columns, p.width, tuning.PROCESSORS, False, True
+    chosen = launch.line(p.rows, tuning.dense_row(*shape), tuning.dense_several(*shape))
+    if chosen:
+        lines = [chosen, replace(chosen, pdl=False)]
         for weights, warps, share in itertools.product((4096, 8192, 16384), (4, 8), (2, 4, 8)):
             rows = max(1, weights // next_power(p.width))
             lines.append(Line(rows, share * tuning.PROCESSORS, warps, pdl=True))
         for line in dict.fromkeys(lines):
-            yield _name("row", line), _row(launch.dense_row, p, i, line)
-    several = tuning.dense_several(p.columns, p.width, True)
-    if several and 1 < p.rows <= launch.SEVERAL:
-        cuts = [several, *(Row(r, 256 * w, w, pdl=True) for r in (1, 2, 4) for w in (2, 4))]
-        for cut in dict.fromkeys([*cuts, replace(several, pdl=False)]):
-            yield _name("several", cut), _row(launch.several_rows, p, i, cut)
+            yield _name("rows", line), _row(launch.dense_rows, p, i, line)
     if p.rows <= 64:
         own = tuning.dense_few(p.columns, p.width, True)
         cuts_t = [own, *_starts(own, (4, 16))]

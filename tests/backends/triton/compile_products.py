@@ -19,7 +19,8 @@ INPUT = {"DYNAMIC": True, "STATIC": False}
 FOUND = ("griddepcontrol.wait", "prefetch.global.L2", "wgmma", "fma.rn.bf16x2")
 QUANTIZE = {"STATIC": False, "PDL": True}
 NORM = {"EPSILON": 1e-5, "OFFSET": 1.0, "CAST_FIRST": True, "ADD": True}
-WHOLE = {"WIDTH": 3072, "BLOCK": 4096, "NORM": True, "GATED": False, "GELU": True}
+WHOLE = {"WIDTH": 3072, "BLOCK": 4096, "NORM": True, "GATED": False, "GELU": True, "M_PAD": 1}
+FORE = {"NORM": False, "ADD": False, "M_PAD": 4}
 NIBBLES = {"PLANE": 128, "ASYMMETRIC": True, "PTX": True}
 
 CASES = [
@@ -30,10 +31,9 @@ CASES = [
     (nibbles.int4, TILE | NIBBLES, INT4),
     (nibbles.int4, TILE | NIBBLES, INT4 | {"x_ptr": "*fp16", "scale_ptr": "*fp32"}),
     (nibbles.dequantize, {"ROWS": 64} | NIBBLES, INT4),
-    (gemv.one_row, ROW | NORM | WHOLE, {}),
-    (gemv.one_row, ROW | NORM | WHOLE | {"BIAS": False, "GATED": True}, {}),
-    (gemv.one_row, ROW | NORM | WHOLE | {"NORM": False, "ADD": False}, {"y_ptr": "*fp32"}),
-    (gemv.several_rows, ROW | {"BLOCK": 1024, "M_PAD": 4}, {}),
+    (gemv.few_rows, ROW | NORM | WHOLE, {}),
+    (gemv.few_rows, ROW | NORM | WHOLE | {"BIAS": False, "GATED": True, "M_PAD": 2}, {}),
+    (gemv.few_rows, ROW | NORM | WHOLE | FORE, {"y_ptr": "*fp32"}),
     (gemv.one_row_w8, ROW | INPUT | {"BLOCK": 1024, "BLOCKED": False}, FP8),
     (quantize.rows, {"GROUP": 4096, "WIDTH": 4096, "STATIC": False, "PDL": True}, {}),
     (rowwise.rms_quantize, QUANTIZE | NORM | {"BLOCK": 4096, "GROUP": 4096}, {}),

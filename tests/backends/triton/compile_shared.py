@@ -162,7 +162,7 @@ def build(target: GPUTarget, room: Room) -> None:
             watched.append(Launched(getattr(module, name), target, room))
             setattr(module, name, watched[-1])
     ignored: Any = Ignored()
-    gemv.one_row = gemv.several_rows = gemv.one_row_w8 = quantize.rows = ignored
+    gemv.few_rows = gemv.one_row_w8 = quantize.rows = ignored
     replaced = torch
     replaced._scaled_mm = lambda x, w, **named: x.new_empty(x.shape[0], w.shape[1])
     for module in (linear, quantized):

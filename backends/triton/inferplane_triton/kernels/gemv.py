@@ -1,8 +1,9 @@
-"""y = x @ W.T for one row: no matrix unit, bound by reading W [N, K] once.
+"""y = x @ W.T for one row, and of small dense W for up to four: no matrix unit, bound by reading
+W [N, K] once.
 
-bytes: N K (2 dense, 1 FP8 and INT8); operations: 2 N K, on H100 a tenth of what the plain units
-do in the time of the bytes in bf16, a third in FP8 (INT4 needs the matrix units: nibbles.py). So
-loads are 16 bytes a thread, and ROWS of them are in flight while the tile before is summed (a
+bytes: N K (2 dense, 1 FP8 and INT8); operations: 2 N K a row, on H100 a tenth of what the plain
+units do in the time of the bytes in bf16, a third in FP8 (INT4 needs the matrix units: nibbles.py).
+So loads are 16 bytes a thread, and ROWS of them are in flight while the tile before is summed (a
 register double buffer).
 
 Dense: a program holds all of x, so it can make x first, x + residual and its norm, and there are a
@@ -42,33 +43,15 @@ def _rows(w_ptr, first, end, at, ROWS: tl.constexpr, WIDTH: tl.constexpr, BLOCK:
     return tl.load(w_ptr + row.to(tl.int64)[:, None] * WIDTH + at[None, :], mask=live, other=0.0)
 
 
-@triton.jit(do_not_specialize=["N"])
-def one_row(
-    x_ptr, residual_ptr, norm_ptr, w_ptr, bias_ptr, y_ptr, sum_ptr, N,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, NORM: tl.constexpr,
+@triton.jit
+def _input(
+    x_ptr, residual_ptr, sum_ptr, weight, at, m, M, WIDTH: tl.constexpr, NORM: tl.constexpr,
     EPSILON: tl.constexpr, OFFSET: tl.constexpr, CAST_FIRST: tl.constexpr, ADD: tl.constexpr,
-    GATED: tl.constexpr, GELU: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """x [WIDTH], W [N, WIDTH] of x's type -> y [N] of x's type or, with the same values, float32
-
-    NORM: x is normalized, with ADD x + residual, which goes to sum [WIDTH]. GATED: W has 2 N rows,
-    gate's then up's, and y is act(gate) * up. Any number of programs. Rounds where rowwise.py does.
-    """
-    if PDL:
-        gdc_launch_dependents()
-    at = tl.arange(0, BLOCK)
-    inside = at < WIDTH
-    rows = tl.arange(0, ROWS)
-    first, step = tl.program_id(0) * ROWS, tl.num_programs(0) * ROWS
-    w = _rows(w_ptr, first, N, at, ROWS, WIDTH, BLOCK)
-    if GATED:
-        up_ptr = w_ptr + N.to(tl.int64) * WIDTH
-        up = _rows(up_ptr, first, N, at, ROWS, WIDTH, BLOCK)
-    if NORM:
-        weight = tl.load(norm_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    if PDL:
-        gdc_wait()
+    """Row m as the product takes it, f32 [1, BLOCK]; zeros from M on"""
     TYPE: tl.constexpr = x_ptr.dtype.element_ty
+    inside = (at < WIDTH) & (m < M)
+    at += m * WIDTH
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if ADD:
         x += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -78,58 +61,111 @@ def one_row(
         x = rounded.to(tl.float32)
     if NORM:
         x = normalize(x, weight, WIDTH, EPSILON, OFFSET, CAST_FIRST, TYPE).to(tl.float32)
-    x = x[None, :]
+    return x[None, :]
+
+
+@triton.jit
+def _inputs(
+    x_ptr, residual_ptr, sum_ptr, weight, at, M, M_PAD: tl.constexpr, WIDTH: tl.constexpr,
+    NORM: tl.constexpr, EPSILON: tl.constexpr, OFFSET: tl.constexpr, CAST_FIRST: tl.constexpr,
+    ADD: tl.constexpr,
+):  # fmt: skip
+    """Four rows, of which M_PAD are"""
+    x0 = _input(
+        x_ptr, residual_ptr, sum_ptr, weight, at, 0, M, WIDTH, NORM, EPSILON, OFFSET,
+        CAST_FIRST, ADD,
+    )  # fmt: skip
+    x1, x2, x3 = x0, x0, x0
+    if M_PAD > 1:
+        x1 = _input(
+            x_ptr, residual_ptr, sum_ptr, weight, at, 1, M, WIDTH, NORM, EPSILON, OFFSET,
+            CAST_FIRST, ADD,
+        )  # fmt: skip
+    if M_PAD > 2:
+        x2 = _input(
+            x_ptr, residual_ptr, sum_ptr, weight, at, 2, M, WIDTH, NORM, EPSILON, OFFSET,
+            CAST_FIRST, ADD,
+        )  # fmt: skip
+        x3 = _input(
+            x_ptr, residual_ptr, sum_ptr, weight, at, 3, M, WIDTH, NORM, EPSILON, OFFSET,
+            CAST_FIRST, ADD,
+        )  # fmt: skip
+    return x0, x1, x2, x3
+
+
+@triton.jit
+def _output(
+    w, up, x, bias, y_at, live, GATED: tl.constexpr, GELU: tl.constexpr, TYPE: tl.constexpr
+):
+    y = (tl.sum(w.to(tl.float32) * x, 1) + bias).to(TYPE)
+    if GATED:
+        factor = tl.sum(up.to(tl.float32) * x, 1).to(TYPE)
+        y = gated(y.to(tl.float32), factor.to(tl.float32), GELU, TYPE)
+    tl.store(y_at, y.to(y_at.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def _outputs(
+    w, up, x, bias, y_at, live, M, N, M_PAD: tl.constexpr, GATED: tl.constexpr,
+    GELU: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    x0, x1, x2, x3 = x
+    _output(w, up, x0, bias, y_at, live, GATED, GELU, TYPE)
+    if M_PAD > 1:
+        _output(w, up, x1, bias, y_at + N, live & (M > 1), GATED, GELU, TYPE)
+    if M_PAD > 2:
+        _output(w, up, x2, bias, y_at + 2 * N, live & (M > 2), GATED, GELU, TYPE)
+        _output(w, up, x3, bias, y_at + 3 * N, live & (M > 3), GATED, GELU, TYPE)
+
+
+@triton.jit(do_not_specialize=["M", "N"])
+def few_rows(
+    x_ptr, residual_ptr, norm_ptr, w_ptr, bias_ptr, y_ptr, sum_ptr, M, N,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, M_PAD: tl.constexpr,
+    NORM: tl.constexpr, EPSILON: tl.constexpr, OFFSET: tl.constexpr, CAST_FIRST: tl.constexpr,
+    ADD: tl.constexpr, GATED: tl.constexpr, GELU: tl.constexpr, BIAS: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """x [M, WIDTH], W [N, WIDTH] of x's type, M up to M_PAD: 1, 2 or 4 -> y [M, N] of x's type or,
+    with the same values, float32
+
+    NORM: x is normalized, with ADD x + residual, which goes to sum [M, WIDTH]. GATED: W has 2 N
+    rows, gate's then up's, and y is act(gate) * up. Any number of programs. Rounds where rowwise.py
+    does. A row's bits do not depend on the others.
+    """
+    if PDL:
+        gdc_launch_dependents()
+    at = tl.arange(0, BLOCK)
+    rows = tl.arange(0, ROWS)
+    first, step = tl.program_id(0) * ROWS, tl.num_programs(0) * ROWS
+    w = _rows(w_ptr, first, N, at, ROWS, WIDTH, BLOCK)
+    up = w
+    weight = 0.0
+    up_ptr = w_ptr + N.to(tl.int64) * WIDTH
+    if GATED:
+        up = _rows(up_ptr, first, N, at, ROWS, WIDTH, BLOCK)
+    if NORM:
+        weight = tl.load(norm_ptr + at, mask=at < WIDTH, other=0.0).to(tl.float32)
+    if PDL:
+        gdc_wait()
+    x = _inputs(
+        x_ptr, residual_ptr, sum_ptr, weight, at, M, M_PAD, WIDTH, NORM, EPSILON, OFFSET,
+        CAST_FIRST, ADD,
+    )  # fmt: skip
     for start in range(first, N, step):
         ahead = _rows(w_ptr, start + step, N, at, ROWS, WIDTH, BLOCK)
+        up_ahead = ahead
         if GATED:
             up_ahead = _rows(up_ptr, start + step, N, at, ROWS, WIDTH, BLOCK)
         live = start + rows < N
-        y = tl.sum(w.to(tl.float32) * x, 1)
+        bias = 0.0
         if BIAS:
-            y += tl.load(bias_ptr + start + rows, mask=live).to(tl.float32)
-        y = y.to(TYPE)
-        if GATED:
-            factor = tl.sum(up.to(tl.float32) * x, 1).to(TYPE)
-            y = gated(y.to(tl.float32), factor.to(tl.float32), GELU, TYPE)
-            up = up_ahead
-        tl.store(y_ptr + start + rows, y.to(y_ptr.dtype.element_ty), mask=live)
-        w = ahead
-
-
-@triton.jit(do_not_specialize=["M"])
-def several_rows(
-    x_ptr, w_ptr, bias_ptr, y_ptr, M, N, K,
-    ROWS: tl.constexpr, M_PAD: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr,
-    PDL: tl.constexpr,
-):  # fmt: skip
-    """x [M, K], W [N, K] of x's type, M up to M_PAD, K a multiple of BLOCK -> y [M, N]
-
-    For small W, where a tile's start and end cost more than its bytes."""
-    if PDL:
-        gdc_launch_dependents()
-    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None, None]
-    m = tl.arange(0, M_PAD)[None, :, None]
-    at = tl.arange(0, BLOCK)[None, None, :]
-    w_at = w_ptr + rows.to(tl.int64) * K + at
-    x_at = x_ptr + m * K + at
-    w = tl.load(w_at)
-    if PDL:
-        gdc_wait()
-    acc = tl.zeros([ROWS, M_PAD, BLOCK // 8], tl.float32)
-    for start in range(0, K, BLOCK):
-        ahead = tl.load(w_at + (start + BLOCK), mask=start + BLOCK < K)
-        x = tl.load(x_at + start, mask=m < M, other=0.0).to(tl.float32)
-        p = w.to(tl.float32) * x
-        acc += tl.sum(tl.reshape(p, [ROWS, M_PAD, BLOCK // 8, 8]), 3)
-        w = ahead
-    y = tl.sum(acc, 2)
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    m = tl.arange(0, M_PAD)
-    if BIAS:
-        y += tl.load(bias_ptr + rows).to(tl.float32)[:, None]
-    at_y = y_ptr + m[None, :] * N + rows[:, None]
-    rounded = y.to(x_ptr.dtype.element_ty)
-    tl.store(at_y, rounded.to(y_ptr.dtype.element_ty), mask=(m < M)[None, :])
+            bias = tl.load(bias_ptr + start + rows, mask=live).to(tl.float32)
+        _outputs(
+            w, up, x, bias, y_ptr + start + rows, live, M, N, M_PAD, GATED, GELU,
+            x_ptr.dtype.element_ty,
+        )  # fmt: skip
+        w, up = ahead, up_ahead
 
 
 @triton.jit
