@@ -6,6 +6,7 @@ Triton's specialization data], and answers each once the kernel is in Triton's c
 with null, or with what went wrong.
 """
 
+import ast
 import json
 import os
 import subprocess
@@ -15,6 +16,17 @@ from typing import Any
 
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+
+def settle(kernel: Any) -> None:
+    """Have Triton name the kernel for its cache, what it calls first: the name of a kernel depends
+    on whether those had one (3.6 reads the constants that they use before it looks for them)."""
+    for node in ast.walk(kernel.parse()):
+        used = kernel.fn.__globals__.get(node.id) if isinstance(node, ast.Name) else None
+        if isinstance(used, JITFunction) and used.hash is None:
+            settle(used)
+    assert kernel.cache_key
 
 
 class Process:
@@ -59,7 +71,9 @@ class _Driver:
 def _answer(backend: str, arch: Any, warp_size: int, module: str, name: str, data: str) -> Any:
     driver.set_active(_Driver(GPUTarget(backend, arch, warp_size)))
     try:
-        getattr(import_module(module), name).preload(data)
+        kernel = getattr(import_module(module), name)
+        settle(kernel)
+        kernel.preload(data)
     except Exception as error:  # whatever a compiler can fail with
         return f"{type(error).__name__}: {error}"
     return None

@@ -35,5 +35,27 @@ def test_collected_kernels_are_compiled_before_their_first_launch(tmp_path: Path
     assert run("compile_ahead.py", tmp_path) == EXPECTED
 
 
+NAMES = """
+import sys
+from inferplane_triton.kernels import sampling, wide_sampling
+from inferplane_triton.process import settle
+kernels = [sampling.finish, sampling.visit, wide_sampling.wide, sampling.bound]
+for kernel in kernels if sys.argv[1] == "forwards" else reversed(kernels):
+    settle(kernel)
+print([kernel.cache_key for kernel in kernels])
+"""
+
+
+def test_kernels_have_the_same_names_in_any_order() -> None:
+    """In Triton's cache: what one process compiled is found by another."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("TRITON_INTERPRET", None)
+    found = {
+        subprocess.check_output([sys.executable, "-c", NAMES, order], env=environment)
+        for order in ("forwards", "backwards")
+    }
+    assert len(found) == 1
+
+
 def test_steps_of_any_size_take_the_same_kernels(tmp_path: Path) -> None:
     assert run("compile_steps.py", tmp_path) == "[('merge', 1), ('split', 1), ('tiled', 1)]\n"
