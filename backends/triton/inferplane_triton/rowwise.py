@@ -1,5 +1,6 @@
 """Norms, gated activation and the fused rotary embedding in Triton."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from inferplane.hw import Bound, BuildContext, Device, Reject, Support
@@ -99,8 +100,11 @@ class Glu:
         return Bound(run=run)
 
 
+@dataclass(frozen=True, slots=True)
 class RopeWrite:
-    name = "triton.rope_write"
+    name: str = "triton.rope_write"
+    heads: int = 8
+    """of queries that a program turns (estimated)"""
 
     def supports(self, spec: RopeWriteSpec, device: Device) -> Support | Reject:
         if problem := page_problem(spec.kv.dtype, spec.rope.dtype, device):
@@ -114,6 +118,8 @@ class RopeWrite:
         table = cos_sin_table(spec.rope, ctx.device.info.torch_device)
         norm = spec.norm
         early = overlapped(ctx.device)
+        heads = min(self.heads, next_power(spec.num_heads))
+        programs = 1 + -(-spec.num_heads // heads)
 
         def run(
             q: "Tensor", k: "Tensor", v: "Tensor", position: "Tensor", slot: "Tensor",
@@ -121,11 +127,11 @@ class RopeWrite:
         ) -> "Tensor":  # fmt: skip
             keys, values = handle.layout.split(handle.data)
             out = q.new_empty(q.shape)
-            kernels.rope_write[q.shape[0], 2](
+            kernels.rope_write[q.shape[0], programs](
                 q, k, v, out, keys, values, table, q_weight, k_weight, position, slot,
                 spec.num_heads, kv.num_kv_heads, q.stride(0), k.stride(0), v.stride(0),
                 *keys.stride()[:3],
-                PAGE=kv.page_size, Q_PAD=next_power(spec.num_heads),
+                PAGE=kv.page_size, Q_PAD=heads,
                 K_PAD=next_power(kv.num_kv_heads), DIM=kv.head_dim,
                 DIM_PAD=next_power(kv.head_dim), ROTARY=spec.rope.rotary_dim,
                 INTERLEAVED=spec.rope.style == "gptj", NORM=norm is not None,

@@ -4,6 +4,8 @@ where that is said; what is marked (estimated) has not been measured there.
 Few different tiles: each is a compilation for every M_PAD, and a model's start waits for them.
 """
 
+from dataclasses import replace
+
 from inferplane_triton.attention import next_power
 from inferplane_triton.launch import Line, Row, Tile
 
@@ -25,8 +27,9 @@ def divisor(width: int, most: int) -> int:
 
 
 def dense_row(columns: int, width: int, cores: int, gated: bool, pdl: bool) -> Line | None:
-    """Programs that all take as many tiles, of 8,192 weights if those come out even. Within 3 % of
-    the best at the shapes of Llama-3-8B and Qwen3-0.6B (one H200). None if x is too long."""
+    """Programs that all take as many tiles, of 8,192 weights if those come out even; where each has
+    one tile, smaller ones, of which the next is fetched ahead, or fewer warps. Within 3 % of the
+    best at the shapes of Llama-3-8B and Qwen3-0.6B (one H200). None if x is too long."""
     block = next_power(width) * (2 if gated else 1)
     if block > LONGEST:
         return None
@@ -38,6 +41,8 @@ def dense_row(columns: int, width: int, cores: int, gated: bool, pdl: bool) -> L
         most = -(-tiles // programs) * -(-programs // cores) * rows  # that a processor computes
         cuts.append((most, Line(rows, programs, max(warps, block // 2048), pdl)))
     (most, large), (other, small) = cuts
+    if large.programs * large.rows >= columns:
+        return small if block >= 4096 else replace(large, warps=small.warps)
     return small if other < 0.9 * most else large
 
 

@@ -189,18 +189,21 @@ def rope_write(
     DIM_PAD: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr,
     EPSILON: tl.constexpr, OFFSET: tl.constexpr, CAST_FIRST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Two programs a token: one turns the query heads, one turns the keys and stores k and v."""
+    """Programs of a token: the first turns the keys and stores k and v, the others turn Q_PAD query
+    heads each."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     position = tl.load(position_ptr + token).to(tl.int64)
     dim = tl.arange(0, DIM_PAD)
-    if tl.program_id(1) == 0:
-        q_head = tl.arange(0, Q_PAD)
+    if tl.program_id(1) > 0:
+        first = (tl.program_id(1) - 1) * Q_PAD
+        q_head = first + tl.arange(0, Q_PAD)
         q, q_mask = _rotate_heads(
-            q_ptr + token * stride_q, table_ptr, q_weight_ptr, position, q_heads, Q_PAD, DIM,
-            DIM_PAD, ROTARY, INTERLEAVED, NORM, EPSILON, OFFSET, CAST_FIRST,
+            q_ptr + token * stride_q + first * DIM, table_ptr, q_weight_ptr, position,
+            q_heads - first, Q_PAD, DIM, DIM_PAD, ROTARY, INTERLEAVED, NORM, EPSILON, OFFSET,
+            CAST_FIRST,
         )  # fmt: skip
         target = q_out_ptr + (token * q_heads + q_head[:, None]) * DIM + dim[None, :]
         tl.store(target, q.to(q_out_ptr.dtype.element_ty), mask=q_mask)
