@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-SEVERAL = 4
+SEVERAL = 2
 """rows of x that dense_rows takes at most"""
 
 

@@ -2,7 +2,7 @@
 
 Over FP8 or INT8 weights with quantized inputs the kernel that makes the inputs of a product
 quantizes them, unless the product of so many rows does it itself. Bits are those of the ops one by
-one. Over dense weights the product of one row, or of a few where W is small, makes its input
+one. Over dense weights the product of one row, or of two where W is small, makes its input
 itself, and the gated activation: three launches fewer in a layer, which take 6 us of 17 in
 Qwen3-0.6B.
 """

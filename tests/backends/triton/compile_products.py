@@ -20,7 +20,7 @@ FOUND = ("griddepcontrol.wait", "prefetch.global.L2", "wgmma", "fma.rn.bf16x2")
 QUANTIZE = {"STATIC": False, "PDL": True}
 NORM = {"EPSILON": 1e-5, "OFFSET": 1.0, "CAST_FIRST": True, "ADD": True}
 WHOLE = {"WIDTH": 3072, "BLOCK": 4096, "NORM": True, "GATED": False, "GELU": True, "M_PAD": 1}
-FORE = {"NORM": False, "ADD": False, "M_PAD": 4}
+FORE = {"NORM": False, "ADD": False, "M_PAD": 2}
 NIBBLES = {"PLANE": 128, "ASYMMETRIC": True, "PTX": True}
 
 CASES = [

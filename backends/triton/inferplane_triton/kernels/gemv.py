@@ -1,5 +1,5 @@
-"""y = x @ W.T for one row, and of small dense W for up to four: no matrix unit, bound by reading
-W [N, K] once.
+"""y = x @ W.T for one row, and of small dense W for two: no matrix unit, bound by reading W [N, K]
+once.
 
 bytes: N K (2 dense, 1 FP8 and INT8); operations: 2 N K a row, on H100 a tenth of what the plain
 units do in the time of the bytes in bf16, a third in FP8 (INT4 needs the matrix units: nibbles.py).
@@ -65,57 +65,18 @@ def _input(
 
 
 @triton.jit
-def _inputs(
-    x_ptr, residual_ptr, sum_ptr, weight, at, M, M_PAD: tl.constexpr, WIDTH: tl.constexpr,
-    NORM: tl.constexpr, EPSILON: tl.constexpr, OFFSET: tl.constexpr, CAST_FIRST: tl.constexpr,
-    ADD: tl.constexpr,
-):  # fmt: skip
-    """Four rows, of which M_PAD are"""
-    x0 = _input(
-        x_ptr, residual_ptr, sum_ptr, weight, at, 0, M, WIDTH, NORM, EPSILON, OFFSET,
-        CAST_FIRST, ADD,
-    )  # fmt: skip
-    x1, x2, x3 = x0, x0, x0
-    if M_PAD > 1:
-        x1 = _input(
-            x_ptr, residual_ptr, sum_ptr, weight, at, 1, M, WIDTH, NORM, EPSILON, OFFSET,
-            CAST_FIRST, ADD,
-        )  # fmt: skip
-    if M_PAD > 2:
-        x2 = _input(
-            x_ptr, residual_ptr, sum_ptr, weight, at, 2, M, WIDTH, NORM, EPSILON, OFFSET,
-            CAST_FIRST, ADD,
-        )  # fmt: skip
-        x3 = _input(
-            x_ptr, residual_ptr, sum_ptr, weight, at, 3, M, WIDTH, NORM, EPSILON, OFFSET,
-            CAST_FIRST, ADD,
-        )  # fmt: skip
-    return x0, x1, x2, x3
-
-
-@triton.jit
 def _output(
-    w, up, x, bias, y_at, live, GATED: tl.constexpr, GELU: tl.constexpr, TYPE: tl.constexpr
-):
-    y = (tl.sum(w.to(tl.float32) * x, 1) + bias).to(TYPE)
+    w, up, x, bias, to, live, BIAS: tl.constexpr, GATED: tl.constexpr, GELU: tl.constexpr,
+    TYPE: tl.constexpr,
+):  # fmt: skip
+    y = tl.sum(w.to(tl.float32) * x, 1)
+    if BIAS:
+        y += bias
+    y = y.to(TYPE)
     if GATED:
         factor = tl.sum(up.to(tl.float32) * x, 1).to(TYPE)
         y = gated(y.to(tl.float32), factor.to(tl.float32), GELU, TYPE)
-    tl.store(y_at, y.to(y_at.dtype.element_ty), mask=live)
-
-
-@triton.jit
-def _outputs(
-    w, up, x, bias, y_at, live, M, N, M_PAD: tl.constexpr, GATED: tl.constexpr,
-    GELU: tl.constexpr, TYPE: tl.constexpr,
-):  # fmt: skip
-    x0, x1, x2, x3 = x
-    _output(w, up, x0, bias, y_at, live, GATED, GELU, TYPE)
-    if M_PAD > 1:
-        _output(w, up, x1, bias, y_at + N, live & (M > 1), GATED, GELU, TYPE)
-    if M_PAD > 2:
-        _output(w, up, x2, bias, y_at + 2 * N, live & (M > 2), GATED, GELU, TYPE)
-        _output(w, up, x3, bias, y_at + 3 * N, live & (M > 3), GATED, GELU, TYPE)
+    tl.store(to, y.to(to.dtype.element_ty), mask=live)
 
 
 @triton.jit(do_not_specialize=["M", "N"])
@@ -126,12 +87,12 @@ def few_rows(
     ADD: tl.constexpr, GATED: tl.constexpr, GELU: tl.constexpr, BIAS: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """x [M, WIDTH], W [N, WIDTH] of x's type, M up to M_PAD: 1, 2 or 4 -> y [M, N] of x's type or,
+    """x [M, WIDTH], W [N, WIDTH] of x's type, M up to M_PAD (1 or 2) -> y [M, N] of x's type or,
     with the same values, float32
 
     NORM: x is normalized, with ADD x + residual, which goes to sum [M, WIDTH]. GATED: W has 2 N
     rows, gate's then up's, and y is act(gate) * up. Any number of programs. Rounds where rowwise.py
-    does. A row's bits do not depend on the others.
+    does. A row's bits do not depend on the other.
     """
     if PDL:
         gdc_launch_dependents()
@@ -139,33 +100,38 @@ def few_rows(
     rows = tl.arange(0, ROWS)
     first, step = tl.program_id(0) * ROWS, tl.num_programs(0) * ROWS
     w = _rows(w_ptr, first, N, at, ROWS, WIDTH, BLOCK)
-    up = w
-    weight = 0.0
-    up_ptr = w_ptr + N.to(tl.int64) * WIDTH
+    up, weight = None, None
     if GATED:
+        up_ptr = w_ptr + N.to(tl.int64) * WIDTH
         up = _rows(up_ptr, first, N, at, ROWS, WIDTH, BLOCK)
     if NORM:
         weight = tl.load(norm_ptr + at, mask=at < WIDTH, other=0.0).to(tl.float32)
     if PDL:
         gdc_wait()
-    x = _inputs(
-        x_ptr, residual_ptr, sum_ptr, weight, at, M, M_PAD, WIDTH, NORM, EPSILON, OFFSET,
+    x = _input(
+        x_ptr, residual_ptr, sum_ptr, weight, at, 0, M, WIDTH, NORM, EPSILON, OFFSET,
         CAST_FIRST, ADD,
     )  # fmt: skip
+    if M_PAD > 1:
+        other = _input(
+            x_ptr, residual_ptr, sum_ptr, weight, at, 1, M, WIDTH, NORM, EPSILON, OFFSET,
+            CAST_FIRST, ADD,
+        )  # fmt: skip
     for start in range(first, N, step):
         ahead = _rows(w_ptr, start + step, N, at, ROWS, WIDTH, BLOCK)
-        up_ahead = ahead
         if GATED:
             up_ahead = _rows(up_ptr, start + step, N, at, ROWS, WIDTH, BLOCK)
-        live = start + rows < N
-        bias = 0.0
+        live, bias = start + rows < N, None
         if BIAS:
             bias = tl.load(bias_ptr + start + rows, mask=live).to(tl.float32)
-        _outputs(
-            w, up, x, bias, y_ptr + start + rows, live, M, N, M_PAD, GATED, GELU,
-            x_ptr.dtype.element_ty,
-        )  # fmt: skip
-        w, up = ahead, up_ahead
+        to = y_ptr + start + rows
+        _output(w, up, x, bias, to, live, BIAS, GATED, GELU, x_ptr.dtype.element_ty)
+        if M_PAD > 1:
+            live &= M > 1
+            _output(w, up, other, bias, to + N, live, BIAS, GATED, GELU, x_ptr.dtype.element_ty)
+        w = ahead
+        if GATED:
+            up = up_ahead
 
 
 @triton.jit
