@@ -25,8 +25,6 @@ class Tiles:
     warps: int = 4
     stages: int = 3
     share: int = 2
-    ahead: bool = True
-    """keys come to L2 while the kernel before ends, in a decode step on a device with PDL"""
 
 
 def prefill_tiles(spec: AttentionSpec) -> Tiles:
@@ -169,9 +167,8 @@ class _Attention:
         keys, values, table, strides = self._pages(batch)
         kernels.split[seqs, kv.num_kv_heads, splits](
             q, keys, values, out, part, lse, sinks, table, batch.seq_len, batch.q_start,
-            splits, keys.shape[0], q.stride(0), out.stride(0), *strides, spec.scale,
+            splits, q.stride(0), out.stride(0), *strides, spec.scale,
             ROWS=self._decode.rows, PARTS=parts, MIXED=mixed, BLOCK=self._decode.block,
-            AHEAD=self._decode.ahead and not mixed,
             num_warps=self._decode.warps, num_stages=self._decode.stages, **self._common,
         )  # fmt: skip
         if parts:

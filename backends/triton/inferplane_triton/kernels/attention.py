@@ -17,10 +17,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from inferplane_triton.kernels.tiles import prefetch
-
 LOG2E = tl.constexpr(1.4426950408889634)
-ANY = ["seqs", "least", "splits", "pages", "stride_table"]
+ANY = ["seqs", "least", "splits", "stride_table"]
 """arguments that differ from step to step: a kernel for each kind of value would be compiled while
 requests wait"""
 
@@ -249,48 +247,14 @@ def tiled(
     )  # fmt: skip
 
 
-@triton.jit
-def _part(seq_len, part, splits, BLOCK: tl.constexpr, WINDOW: tl.constexpr):
-    """(the first visible key, the part's first one, the key after its last one)"""
-    floor = 0
-    if WINDOW > 0:
-        floor = tl.maximum(seq_len - WINDOW, 0)
-    begin = floor // BLOCK * BLOCK
-    each = tl.cdiv(tl.cdiv(seq_len - begin, BLOCK), splits) * BLOCK
-    first = begin + part * each
-    return floor, first, tl.minimum(first + each, seq_len)
-
-
-@triton.jit
-def _ahead(
-    k_ptr, v_ptr, table_ptr, seq_len_ptr, part, splits, pages, stride_page, stride_token, columns,
-    PAGE: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
-):  # fmt: skip
-    """A part's first keys and values come to L2 while the kernels before end. Until they have,
-    lengths and tables may be anything: they only choose among addresses that exist, and go past
-    L1, where the reads after the wait would find them."""
-    seq_len = tl.load(seq_len_ptr, cache_modifier=".cg")
-    _, first, last = _part(seq_len, part, splits, BLOCK, WINDOW)
-    key = first + tl.arange(0, BLOCK)
-    known = (key >= 0) & (key < last) & (key < columns * PAGE)
-    page = tl.load(table_ptr + key // PAGE, mask=known, other=0, cache_modifier=".cg")
-    page = tl.minimum(tl.maximum(page, 0), pages - 1).to(tl.int64)
-    SIZE: tl.constexpr = k_ptr.dtype.element_ty.primitive_bitwidth // 8
-    LINES: tl.constexpr = (DIM * SIZE + 127) // 128
-    token = page * stride_page + tl.where(known, key % PAGE, 0) * stride_token
-    at = token[:, None] + 128 // SIZE * tl.arange(0, LINES)[None, :]
-    prefetch(k_ptr + at)
-    prefetch(v_ptr + at)
-
-
 @triton.jit(do_not_specialize=ANY, do_not_specialize_on_alignment=["q_start_ptr"])
 def split(
     q_ptr, k_ptr, v_ptr, out_ptr, part_ptr, lse_ptr, sink_ptr, table_ptr, seq_len_ptr, q_start_ptr,
-    splits, pages, stride_q, stride_out, stride_page, stride_token, stride_head, stride_table,
-    scale, HEADS: tl.constexpr, SHARED: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
+    splits, stride_q, stride_out, stride_page, stride_token, stride_head, stride_table, scale,
+    HEADS: tl.constexpr, SHARED: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
     PAGE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
-    MIXED: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
+    MIXED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Decode: one program per sequence, key head and part of the visible keys. Without PARTS the
     result is final, otherwise `merge` puts the parts together. (The last program to finish could do
@@ -299,18 +263,10 @@ def split(
     In a batch that only decodes, token and sequence have the same index and empty sequences give
     zeros; in a mixed one the sequences that do not compute exactly one token are left to `tiled`.
     """
-    seq, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    k_ptr += head * stride_head
-    v_ptr += head * stride_head
-    table_ptr += seq * stride_table
     if PDL:
         gdc_launch_dependents()
-        if AHEAD:
-            _ahead(
-                k_ptr, v_ptr, table_ptr, seq_len_ptr + seq, part, splits, pages, stride_page,
-                stride_token, stride_table, PAGE, DIM, BLOCK, WINDOW,
-            )  # fmt: skip
         gdc_wait()
+    seq, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     seq_len = tl.load(seq_len_ptr + seq)
     token = seq.to(tl.int64)
     if MIXED:
@@ -321,7 +277,13 @@ def split(
     dims = tl.arange(0, DIM_PAD)
     live = rows < SHARED
     heads = head * SHARED + rows
-    floor, first, last = _part(seq_len, part, splits, BLOCK, WINDOW)
+    floor = 0
+    if WINDOW > 0:
+        floor = tl.maximum(seq_len - WINDOW, 0)
+    begin = floor // BLOCK * BLOCK
+    each = tl.cdiv(tl.cdiv(seq_len - begin, BLOCK), splits) * BLOCK
+    first = begin + part * each
+    last = tl.minimum(first + each, seq_len)
     mask = live[:, None] & (dims < DIM)[None, :]
     acc, peak, total = _begin(sink_ptr, heads, live & (part == 0), ROWS, DIM_PAD, SINKS)
     if first < last:
@@ -332,7 +294,8 @@ def split(
         full = last // BLOCK * BLOCK if WINDOW == 0 else 0
         acc, peak, total = _attend(
             q, acc, peak, total, position, live, tl.maximum(first, floor), full, last,
-            k_ptr, v_ptr, table_ptr, seq_len, stride_page, stride_token, scale, 0,
+            k_ptr + head * stride_head, v_ptr + head * stride_head,
+            table_ptr + seq * stride_table, seq_len, stride_page, stride_token, scale, 0,
             PAGE, DIM, DIM_PAD, BLOCK, WINDOW, SOFTCAP, False,
         )  # fmt: skip
     result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
