@@ -1,6 +1,5 @@
 """Norms, gated activation and the fused rotary embedding in Triton."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from inferplane.hw import Bound, BuildContext, Device, Reject, Support
@@ -15,6 +14,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FLOATS = ("bfloat16", "float16", "float32")
+HEADS = 8
+"""of queries that a program turns. One H200: Qwen3-0.6B 1.33 us for one token, 1.53 with all heads
+in a program, Llama-3-8B 1.17 and 1.15; 256 tokens whose q, k and v are in L2 2.95 and 2.69, 2.56
+and 1.98, from memory the same"""
 
 
 def _supports(dtype: str, width: int) -> Support | Reject:
@@ -100,11 +103,8 @@ class Glu:
         return Bound(run=run)
 
 
-@dataclass(frozen=True, slots=True)
 class RopeWrite:
-    name: str = "triton.rope_write"
-    heads: int = 8
-    """of queries that a program turns (estimated)"""
+    name = "triton.rope_write"
 
     def supports(self, spec: RopeWriteSpec, device: Device) -> Support | Reject:
         if problem := page_problem(spec.kv.dtype, spec.rope.dtype, device):
@@ -118,7 +118,7 @@ class RopeWrite:
         table = cos_sin_table(spec.rope, ctx.device.info.torch_device)
         norm = spec.norm
         early = overlapped(ctx.device)
-        heads = min(self.heads, next_power(spec.num_heads))
+        heads = min(HEADS, next_power(spec.num_heads))
         programs = 1 + -(-spec.num_heads // heads)
 
         def run(

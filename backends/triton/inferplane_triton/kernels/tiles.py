@@ -24,15 +24,6 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
-def prefetch(at):
-    """To L2"""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False,
-        pack=1,
-    )  # fmt: skip
-
-
-@triton.jit
 def begin(w_ptr, rows, row_bytes, first, AHEAD: tl.constexpr, PDL: tl.constexpr):
     """What a tile does before it reads what other kernels wrote; `first` in bytes of a row"""
     if PDL:
@@ -40,7 +31,11 @@ def begin(w_ptr, rows, row_bytes, first, AHEAD: tl.constexpr, PDL: tl.constexpr)
         if AHEAD:
             line = first + 128 * tl.arange(0, AHEAD)
             at = rows.to(tl.int64)[:, None] * row_bytes + tl.minimum(line, row_bytes - 1)[None, :]
-            prefetch(w_ptr.to(tl.pointer_type(tl.int8), bitcast=True) + at)
+            tl.inline_asm_elementwise(
+                "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l",
+                [w_ptr.to(tl.pointer_type(tl.int8), bitcast=True) + at],
+                dtype=tl.int32, is_pure=False, pack=1,
+            )  # fmt: skip
         gdc_wait()
 
 
