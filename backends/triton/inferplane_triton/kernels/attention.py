@@ -197,8 +197,8 @@ def tiled(
     """One program per tile of TOKENS queries (times SHARED heads = ROWS rows) and key head.
     Sequences with fewer than `least` queries belong to `split`. Late tiles take longest: first.
     Which blocks are masked depends on the other rows of the tile. That changes a row's bits only
-    where a product and a sum are contracted on one of the two ways: deterministic mode forbids
-    the compiler to (option enable_fp_fusion).
+    where a product and a sum are contracted on one of the two ways, which deterministic mode
+    forbids (option enable_fp_fusion), and with TREE in float32 (one H200): there all are masked.
     """
     if PDL:
         gdc_launch_dependents()
@@ -229,11 +229,11 @@ def tiled(
     floor, full, draft = 0, 0, 0
     if TREE:
         draft = _draft(position_ptr, mask_ptr, stride_mask, q_begin, before, token)
-        lowest = before  # the least place of a branch; only the keys before are everybody's
+        lowest = before  # the least place of a branch
     if WINDOW > 0:
         floor = tl.maximum(lowest - WINDOW + 1, 0)
-    else:
-        full = (lowest + (0 if TREE else 1)) // BLOCK * BLOCK
+    elif not TREE:
+        full = (lowest + 1) // BLOCK * BLOCK
     acc, peak, total = _attend(
         q, acc, peak, total, before + token, live, floor, full, last,
         k_ptr + head * stride_head, v_ptr + head * stride_head, table_ptr + seq * stride_table,
